@@ -1,0 +1,138 @@
+"""BERT (Devlin et al., arXiv 1810.04805) and its small relatives, such as MiniLM: post-norm encoder blocks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, attention, dropout, fold, scan_layers, stack
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The part of a checkpoint's ``config.json`` that shapes the computation; the names are Hugging Face's."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 1536
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+
+    def __post_init__(self):
+        if self.hidden_act != "gelu":
+            raise ValueError(f"hidden_act={self.hidden_act!r}: this BERT computes 'gelu' (the exact one) only")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: BertConfig):
+        width = config.hidden_size
+        self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
+        self.heads = config.num_attention_heads
+
+    def __call__(self, x, mask, rate, key: Key):
+        split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
+        mixed = attention(q, k, v, mask, rate=rate, key=fold(key, 3))
+        return self.o(mixed.reshape(x.shape), fold(key, 4))
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: BertConfig):
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x, key: Key):
+        return self.down(jax.nn.gelu(self.up(x, fold(key, 0)), approximate=False), fold(key, 1))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: BertConfig):
+        self.attn = Attention(config)
+        self.attn_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+        self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+
+    def __call__(self, x, mask, rate, key: Key):
+        mixed = self.attn(x, mask, rate, fold(key, 0))
+        x = self.attn_norm(x + dropout(mixed, rate, fold(key, 1)))
+        return self.mlp_norm(x + dropout(self.mlp(x, fold(key, 2)), rate, fold(key, 3)))
+
+
+class Embeddings(nnx.Module):
+    def __init__(self, config: BertConfig):
+        self.word = Embedding(config.vocab_size, config.hidden_size)
+        self.position = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.type = Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+
+    def __call__(self, tokens, types):
+        return self.norm(self.word(tokens) + self.type(types) + self.position(jnp.arange(tokens.shape[-1])))
+
+
+class Bert(nnx.Module):
+    """Token ids to hidden states."""
+
+    def __init__(self, config: BertConfig):
+        self.embed = Embeddings(config)
+        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch tokens"],
+        mask: Bool[Array, "batch tokens"],
+        types: Int[Array, "batch tokens"] | None = None,
+        *,
+        rate: Float[Array, ""] | float = 0.0,
+        key: Key = None,
+        dtype: jnp.dtype = jnp.float32,
+        unroll: int = 1,
+    ) -> Float[Array, "batch tokens width"]:
+        """Hidden states after the last block. With `key`, dropout at `rate` is on, as in training."""
+        types = jnp.zeros_like(tokens) if types is None else types
+        x = dropout(self.embed(tokens, types).astype(dtype), rate, fold(key, 0))
+        wide = mask[:, None, None, :]
+        return scan_layers(
+            self.layers, x, fold(key, 1), lambda block, x, key: block(x, wide, rate, key), unroll=unroll
+        )
+
+    def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        """BERT's pooler: a tanh layer on the first token."""
+        return jnp.tanh(self.pooler(hidden[:, 0]))
+
+
+# Checkpoint names to paths; {} stands for a layer's number. Kernels are transposed on the way in.
+NAMES = {
+    "embeddings.word_embeddings.weight": "embed/word/embedding",
+    "embeddings.position_embeddings.weight": "embed/position/embedding",
+    "embeddings.token_type_embeddings.weight": "embed/type/embedding",
+    "embeddings.LayerNorm.weight": "embed/norm/scale",
+    "embeddings.LayerNorm.bias": "embed/norm/bias",
+    "encoder.layer.{}.attention.self.query.weight": "layers/attn/q/kernel",
+    "encoder.layer.{}.attention.self.query.bias": "layers/attn/q/bias",
+    "encoder.layer.{}.attention.self.key.weight": "layers/attn/k/kernel",
+    "encoder.layer.{}.attention.self.key.bias": "layers/attn/k/bias",
+    "encoder.layer.{}.attention.self.value.weight": "layers/attn/v/kernel",
+    "encoder.layer.{}.attention.self.value.bias": "layers/attn/v/bias",
+    "encoder.layer.{}.attention.output.dense.weight": "layers/attn/o/kernel",
+    "encoder.layer.{}.attention.output.dense.bias": "layers/attn/o/bias",
+    "encoder.layer.{}.attention.output.LayerNorm.weight": "layers/attn_norm/scale",
+    "encoder.layer.{}.attention.output.LayerNorm.bias": "layers/attn_norm/bias",
+    "encoder.layer.{}.intermediate.dense.weight": "layers/mlp/up/kernel",
+    "encoder.layer.{}.intermediate.dense.bias": "layers/mlp/up/bias",
+    "encoder.layer.{}.output.dense.weight": "layers/mlp/down/kernel",
+    "encoder.layer.{}.output.dense.bias": "layers/mlp/down/bias",
+    "encoder.layer.{}.output.LayerNorm.weight": "layers/mlp_norm/scale",
+    "encoder.layer.{}.output.LayerNorm.bias": "layers/mlp_norm/bias",
+    "pooler.dense.weight": "pooler/kernel",
+    "pooler.dense.bias": "pooler/bias",
+}
