@@ -83,7 +83,10 @@ def resize(delta: Delta, rank: dict[str, int]) -> Delta:
         return jnp.pad(array, width)
 
     return {
-        path: {"a": to(value["a"], value["a"].ndim - 1, rank[path]), "b": to(value["b"], value["b"].ndim - 2, rank[path])}
+        path: {
+            "a": to(value["a"], value["a"].ndim - 1, rank[path]),
+            "b": to(value["b"], value["b"].ndim - 2, rank[path]),
+        }
         if isinstance(value, dict)
         else value
         for path, value in delta.items()

@@ -101,9 +101,7 @@ class Bert(nnx.Module):
         types = jnp.zeros_like(tokens) if types is None else types
         x = dropout(self.embed(tokens, types).astype(dtype), rate, fold(key, 0))
         wide = mask[:, None, None, :]
-        return scan_layers(
-            self.layers, x, fold(key, 1), lambda block, x, key: block(x, wide, rate, key), unroll=unroll
-        )
+        return scan_layers(self.layers, x, fold(key, 1), lambda block, x, key: block(x, wide, rate, key), unroll=unroll)
 
     def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """BERT's pooler: a tanh layer on the first token."""
@@ -136,3 +134,12 @@ NAMES = {
     "pooler.dense.weight": "pooler/kernel",
     "pooler.dense.bias": "pooler/bias",
 }
+
+# A checkpoint may carry one of these before every name above.
+PREFIXES = ("", "bert.")
+# What older checkpoints call a part of a name today.
+RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# Tensors that a checkpoint may hold and a backbone has no use for: constants, and heads of other tasks.
+IGNORED = (r"(bert\.)?embeddings\.(position_ids|token_type_ids)", r"cls\..*", r"classifier\..*", r"qa_outputs\..*")
+# What config.json may leave out but not contradict: this file computes nothing else.
+FIXED = {"position_embedding_type": "absolute", "is_decoder": False}

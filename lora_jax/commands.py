@@ -1,0 +1,178 @@
+"""What the commands in ``experiments/`` do around Hydra: their arguments before it, their results after it."""
+
+import contextlib
+import datetime
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from lora_jax.config import parse
+from lora_jax.errors import UserError
+from lora_jax.report import build_report, load_rows, terminal_table
+from lora_jax.train.plan import Point
+
+CONF = Path(__file__).parents[1] / "conf"
+ONLY_SHOWS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+
+
+# ---- before Hydra
+
+
+def arguments(given: Sequence[str], *, kind: str, results: Path) -> tuple[list[str], Path | None]:
+    """Hydra's arguments for a ``sweep`` or a single ``run``, and the folder that its results go to.
+
+    A new folder under `results` is made, one that no other process has; ``resume=<folder>`` takes that folder and
+    what was asked for then. No folder where Hydra is only to show something. Raises UserError for a folder to resume
+    that is none, and for one to write to that is taken.
+    """
+    given = list(given)
+    if any(item.split("=")[0] in ONLY_SHOWS for item in given):
+        return given, None
+    if kind == "sweep":
+        # hydra.mode=MULTIRUN in YAML would hide composition errors behind "Ambiguous value".
+        given = _named_by_what_varies([*(item for item in given if item not in ("--multirun", "-m")), "--multirun"])
+    resume = [item.partition("=")[2] for item in given if item.startswith("resume=")]
+    if resume and resume[-1] not in ("", "null"):
+        return _resumed(given, Path(resume[-1]), kind)
+    key = f"hydra.{kind}.dir"
+    chosen = [item.partition("=")[2] for item in given if item.startswith(f"{key}=")]
+    if chosen:
+        folder = Path(chosen[-1])
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{key}={folder}: is there already and not empty; go on with it by resume={folder}")
+        return given, folder
+    folder = _new_folder(results)
+    return _with_override(given, f"{key}={folder}"), folder
+
+
+def _named_by_what_varies(given: list[str]) -> list[str]:
+    """Points are named by what is swept, ``rank=8``, and not by what they share, ``steps=20``."""
+    overrides = [item for item in given if "=" in item and not item.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        return given  # Hydra will say it better
+    shared = [item.key_or_group for item in parsed if not item.is_sweep_override()]
+    if len(shared) == len(parsed):
+        return given
+    return _with_override(given, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(['resume', *shared])}]")
+
+
+def _with_override(given: list[str], override: str) -> list[str]:
+    """argparse wants overrides in one piece: beside the first there is, or in front of all flags."""
+    place = next((i for i, item in enumerate(given) if "=" in item and not item.startswith("-")), 0)
+    return [*given[:place], override, *given[place:]]
+
+
+def _resumed(given: list[str], folder: Path, kind: str) -> tuple[list[str], Path]:
+    record = folder / ("multirun.yaml" if kind == "sweep" else ".hydra/hydra.yaml")
+    if not record.exists():
+        raise UserError(f"resume={folder}: no {kind} to go on with, since {record} is missing")
+    others = [item for item in given if not item.startswith(("resume=", "-"))]
+    if others:
+        raise UserError(f"resume={folder} goes on as it was asked for; take away {' '.join(others)}")
+    asked = OmegaConf.load(record).hydra.overrides
+    flags = [item for item in given if item.startswith("-")]
+    hydra = [item for item in asked.hydra if not item.startswith(("hydra.mode=", f"hydra.{kind}.dir="))]
+    task = [item for item in asked.task if not item.startswith("resume=")]
+    return [*task, *hydra, f"hydra.{kind}.dir={folder}", f"resume={folder}", *flags], folder
+
+
+def _new_folder(results: Path) -> Path:
+    """``results/<date>/<time>``, made now: two commands started in one second get two folders."""
+    now = datetime.datetime.now()
+    day = results / f"{now:%Y-%m-%d}"
+    for name in (f"{now:%H-%M-%S}", *(f"{now:%H-%M-%S}-{i}" for i in range(1, 1000))):
+        with contextlib.suppress(FileExistsError):
+            (day / name).mkdir(parents=True)
+            return day / name
+    raise UserError(f"{day}: a thousand folders for this second are taken")
+
+
+# ---- within Hydra
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The composed settings as plain data, without Hydra's own."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        settings = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def note_point(config: DictConfig) -> Point:
+    """The point that Hydra has composed: its name, folder and settings."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    sweeping = hydra.mode == RunMode.MULTIRUN
+    name = folder.relative_to(Path(hydra.sweep.dir).absolute()).as_posix() if sweeping else folder.name
+    overrides = tuple(item for item in hydra.overrides.task if not item.startswith("resume="))
+    return Point(name, folder, parse(plain(config)), overrides)
+
+
+def train(config: DictConfig) -> float:
+    """Trains the one run that Hydra has composed; its best validation metric, or nan."""
+    with exit_on_user_error():
+        from lora_jax.train.sweep import run_points
+
+        point = note_point(config)
+        hydra = HydraConfig.get()
+        group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else point.name
+        (summary,) = run_points([point], home=point.folder, group=group)
+        return (summary.get("valid_best") or {}).get(summary["metric"], float("nan"))
+
+
+# ---- after Hydra
+
+
+def complete(sweep: Path) -> None:
+    """Trains the baselines that a sweep still lacks, as one does whose launcher knows nothing of them."""
+    from lora_jax.train.baseline import baselines
+    from lora_jax.train.sweep import run_points
+
+    rows = [row for row in load_rows(sweep) if "overrides" in row.run]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+
+        def settings(overrides: Sequence[str]):
+            return parse(plain(compose("sweep", list(overrides))))
+
+        held = [(tuple(row.run["overrides"]), settings(row.run["overrides"])) for row in rows]
+        points = []
+        for overrides in baselines(held, settings):
+            name = ",".join(sorted(overrides))
+            points.append(Point(name, (sweep / name).absolute(), settings(overrides), overrides))
+    if points:
+        run_points(points, home=sweep, group=sweep.name)
+
+
+def finish(folder: Path) -> int:
+    """Builds the report, prints the table, and gives the exit status: 1 if a run failed or diverged."""
+    page = build_report(folder)
+    rows = load_rows(folder)
+    console = Console()
+    console.print(terminal_table(rows))
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    return 0 if all(row.finished for row in rows) else 1
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turns a UserError into its message and exit status 2: no traceback, since nothing is broken."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

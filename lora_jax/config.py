@@ -1,0 +1,175 @@
+"""What a run is made of: every setting typed, every bad value refused before anything is loaded or compiled.
+
+Hydra composes a plain mapping from ``conf/`` and the command line; :func:`parse` turns it into a :class:`RunConfig`.
+Each field is either *data* (marked so below: it becomes an array, so runs that differ in it share one compiled
+program) or *shape* (everything else: runs that differ in it are compiled apart).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from lora_jax.errors import UserError
+
+DATA = {"data": True}
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _multiple_of_rank(value: float | str) -> float | str:
+    if isinstance(value, str):
+        if not re.fullmatch(r"\d+(\.\d+)?r", value):
+            raise ValueError("must be a number, or a multiple of the rank such as '2r'")
+        return value
+    if not value > 0:
+        raise ValueError("must be above 0")
+    return value
+
+
+Alpha = Annotated[float | str, AfterValidator(_multiple_of_rank)]
+
+
+class Settings(pydantic.BaseModel):
+    """Frozen, and strict about names: an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Settings):
+    """Where the frozen base comes from and how it is run."""
+
+    name: str
+    family: str
+    source: str = Field(description="hf://owner/name[@revision], pypi://distribution[==version] or a folder")
+    pool: Literal["mean", "first"] = Field("mean", description="what a classification head sees of the tokens")
+    unroll: PositiveInt = Field(1, description="layers per step of the scan over layers")
+
+
+class TaskConfig(Settings):
+    """The data, and how long its texts may be."""
+
+    name: str
+    data_dir: str | None = Field(None, description="a folder with the raw files, in place of the ones at hand")
+    buckets: tuple[PositiveInt, ...] = Field(description="padded lengths in tokens; the longest truncates")
+    steps: PositiveInt = Field(description="how long to train when neither steps nor epochs is given")
+
+
+class LoraConfig(Settings):
+    """LoRA (arXiv 2106.09685). rank, alpha and targets stand at the top level."""
+
+    name: Literal["lora"]
+    lr: PositiveFloat
+    scaling: Literal["lora", "rslora", "constant"] = Field("lora", json_schema_extra=DATA)
+    init: Literal["uniform", "gaussian"] = Field("uniform", json_schema_extra=DATA)
+    dropout: Fraction = Field(0.0, json_schema_extra=DATA)
+    rank_pattern: dict[str, PositiveInt] = Field({}, json_schema_extra=DATA)
+    alpha_pattern: dict[str, PositiveFloat] = Field({}, json_schema_extra=DATA)
+
+
+class FullConfig(Settings):
+    """Full fine-tuning: every parameter of the base trains."""
+
+    name: Literal["full"]
+    lr: PositiveFloat
+
+
+class OptimConfig(Settings):
+    """The optimizer, its schedule and clipping."""
+
+    name: Literal["adamw", "sgd", "lion", "adafactor"]
+    b1: Fraction = Field(0.9, json_schema_extra=DATA)
+    b2: Fraction = Field(0.999, json_schema_extra=DATA)
+    eps: PositiveFloat = Field(1e-8, json_schema_extra=DATA)
+    weight_decay: NonNegativeFloat = Field(0.0, json_schema_extra=DATA)
+    clip_norm: PositiveFloat = Field(1.0, json_schema_extra=DATA, description="largest global norm of the gradient")
+    warmup: Fraction = Field(0.06, json_schema_extra=DATA, description="share of the steps")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+
+
+class WandbConfig(Settings):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "lora_jax"
+
+
+class RunConfig(Settings):
+    """One point of a sweep."""
+
+    model: ModelConfig
+    task: TaskConfig
+    method: Annotated[LoraConfig | FullConfig, Field(discriminator="name")]
+    optim: OptimConfig
+    wandb: WandbConfig = WandbConfig()
+
+    rank: PositiveInt = Field(8, json_schema_extra=DATA)
+    alpha: Alpha = Field("2r", json_schema_extra=DATA, description="a number, or a multiple of the rank such as 2r")
+    targets: str = Field("all", json_schema_extra=DATA, min_length=1)
+    lr: PositiveFloat = Field(json_schema_extra=DATA)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, json_schema_extra=DATA)
+    steps: PositiveInt | None = Field(None, json_schema_extra=DATA)
+    epochs: PositiveFloat | None = Field(None, json_schema_extra=DATA)
+    dropout: Fraction = Field(0.0, json_schema_extra=DATA, description="inside the base, while training")
+
+    batch: PositiveInt = 32
+    eval_batch: PositiveInt = 128
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    eval_every: PositiveInt | Literal["epoch"] = "epoch"
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 100
+
+    baseline: Literal["full", "none"] = Field("full", description="what a sweep is compared with", exclude=True)
+    resume: str | None = Field(None, description="the folder of a sweep or run to go on with", exclude=True)
+    pack: PositiveInt | Literal["auto"] = Field("auto", description="most runs in one program", exclude=True)
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self):
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"steps={self.steps} and epochs={self.epochs}: give one of them")
+        return self
+
+    def steps_of(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of this run, given how many the task's train split makes an epoch of."""
+        if self.epochs is not None:
+            return max(1, round(self.epochs * steps_per_epoch))
+        return self.steps or self.task.steps
+
+    def alpha_of(self, rank: int) -> float:
+        """α in numbers: '2r' is twice `rank`."""
+        return float(self.alpha[:-1]) * rank if isinstance(self.alpha, str) else float(self.alpha)
+
+    def shape(self) -> dict[str, Any]:
+        """The settings that runs must have in common to share a compiled program."""
+        return {**_shape(self), "dropping": self.dropout > 0 or getattr(self.method, "dropout", 0) > 0}
+
+
+def parse(settings: Mapping[str, Any]) -> RunConfig:
+    """A validated RunConfig from a mapping, as Hydra composes it.
+
+    Raises UserError naming each bad key, its value, and what would be accepted.
+    """
+    try:
+        return RunConfig.model_validate(dict(settings))
+    except pydantic.ValidationError as error:
+        raise UserError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item) -> str:
+    # A discriminated union puts the tag ("lora") into the location; the user typed method.rank_pattern, no tag.
+    key = ".".join(str(part) for i, part in enumerate(item["loc"]) if not (i == 1 and item["loc"][0] == "method"))
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting {key}={item['input']!r}"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
+    return f"{key}={item['input']!r}: must be {message}" if key else message
+
+
+def _shape(settings: Settings) -> dict[str, Any]:
+    kept = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if field.json_schema_extra != DATA and not field.exclude and not isinstance(value, WandbConfig):
+            kept[name] = _shape(value) if isinstance(value, Settings) else value
+    kept.pop("lr", None)  # a method's default rate: the run's own stands at the top level
+    return kept

