@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from lora_jax.config import parse
+from lora_jax.config import RunConfig, parse
 from lora_jax.errors import UserError
 from lora_jax.report import build_report, load_rows, terminal_table
 from lora_jax.train.plan import Point
@@ -113,6 +113,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
+def compose_run(*overrides: str) -> RunConfig:
+    """The settings that the same overrides would give on the command line: ``compose_run("rank=4", "targets=qv")``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return parse(plain(compose("run", list(overrides))))
+
+
 def note_point(config: DictConfig) -> Point:
     """The point that Hydra has composed: its name, folder and settings."""
     hydra = HydraConfig.get()
@@ -162,7 +168,7 @@ def finish(folder: Path) -> int:
     """Builds the report, prints the table, and gives the exit status: 1 if a run failed or diverged."""
     page = build_report(folder)
     rows = load_rows(folder)
-    console = Console()
+    console = Console(width=max(Console().width, 116))  # what the table takes
     console.print(terminal_table(rows))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return 0 if all(row.finished for row in rows) else 1

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Pos
 
 from lora_jax.errors import UserError
 
-DATA = {"data": True}
+DATA: dict[str, Any] = {"data": True}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 

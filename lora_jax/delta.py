@@ -9,12 +9,14 @@ The base is only ever read. Layers are stacked, so a path names a weight of ever
 run does not adapt simply has zeros there.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-Delta = dict[str, Array | dict[str, Array]]
+Delta = dict[str, Any]  # an array, or a dict of arrays, by path
 
 
 def parameters(module: nnx.Module) -> dict[str, Array]:

@@ -111,16 +111,13 @@ def place(
         for path, layers in _meet(found, chosen, expression, "method.rank_pattern").items():
             ranks[path] = np.where(layers, value, ranks[path])
     alphas = {path: np.array([alpha_of(int(r)) if r else 0.0 for r in ranks[path]]) for path in chosen}
-    for expression, value in (alpha_pattern or {}).items():
+    for expression, alpha in (alpha_pattern or {}).items():
         for path, layers in _meet(found, chosen, expression, "method.alpha_pattern").items():
-            alphas[path] = np.where(layers, value, alphas[path])
+            alphas[path] = np.where(layers, alpha, alphas[path])
     for path, per_layer in ranks.items():
-        site = found[path]
-        if per_layer.max() > min(site.d_in, site.d_out):
-            raise UserError(
-                f"rank={per_layer.max()}: {path} is {site.d_in} x {site.d_out}, so its rank is at most "
-                f"{min(site.d_in, site.d_out)}"
-            )
+        site, asked = found[path], int(per_layer.max())
+        if asked > (most := min(site.d_in, site.d_out)):
+            raise UserError(f"rank={asked}: {path} is {site.d_in} x {site.d_out}, so its rank is at most {most}")
     return {path: Placement(found[path], ranks[path], alphas[path]) for path in chosen}
 
 
@@ -149,8 +146,7 @@ def _layers(text: str, key: str, expression: str) -> slice | int:
         raise UserError(f"{key}={expression!r}: layers are a number or a slice such as 0:6, got {text!r}")
     numbers = [int(part) if part else None for part in text.split(":")]
     if len(numbers) == 1:
-        index = numbers[0]
-        assert index is not None
+        index = int(text)
         return slice(index, index + 1 or None)
     return slice(*numbers)
 

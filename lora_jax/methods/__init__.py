@@ -2,7 +2,7 @@
 
 A method is a module with three functions:
 
-    check(base, run)                    raises UserError where `run` asks for what `base` has not; `base` may be abstract
+    check(base, run)                    raises UserError where `run` asks for what `base`, maybe abstract, has not
     start(base, run) -> Start           the parameters it trains, at their true rank, and its constants
     materialise(params, constants)      those, as a delta that ``graft`` can put into the base; pure and traced
 

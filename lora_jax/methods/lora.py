@@ -7,13 +7,14 @@ Gaussian that the paper names.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lora_jax.config import RunConfig
+from lora_jax.config import LoraConfig, RunConfig
 from lora_jax.delta import Delta
 from lora_jax.methods.start import Start, head, key_of
 from lora_jax.targets import Placement, place
@@ -27,7 +28,7 @@ SCALINGS = {
 
 def check(base: nnx.Module, run: RunConfig) -> dict[str, Placement]:
     """Where `run` puts its pairs. Raises UserError as targets.place does."""
-    method = run.method
+    method = _settings(run)
     return place(base, run.targets, run.rank, run.alpha_of, method.rank_pattern, method.alpha_pattern)
 
 
@@ -37,7 +38,7 @@ def start(base: nnx.Module, run: RunConfig) -> Start:
     ``params["<site>/lora"]`` is {"a": [layers, d_in, r], "b": [layers, r, d_out]}, with r the largest rank that the
     site has in any layer; ``constants["scale"]["<site>/lora"]`` is [layers]. Raises UserError as check does.
     """
-    method = run.method
+    method = _settings(run)
     params: Delta = {}
     scale = {}
     for path, placement in check(base, run).items():
@@ -48,7 +49,7 @@ def start(base: nnx.Module, run: RunConfig) -> Start:
             for alpha, rank in zip(placement.alpha, placement.rank, strict=True)
         ]
         scale[slot] = jnp.asarray(factors if placement.site.layers else factors[0], _wide())
-    constants = {"scale": scale}
+    constants: dict[str, Any] = {"scale": scale}
     if method.dropout:
         constants["dropout"] = jnp.asarray(method.dropout, jnp.float32)
     return Start(params | head(base, run.seed), constants)
@@ -66,6 +67,11 @@ def materialise(params: Delta, constants: dict) -> Delta:
         if "dropout" in constants:
             ready[path]["dropout"] = jnp.broadcast_to(constants["dropout"], scale.shape)
     return ready
+
+
+def _settings(run: RunConfig) -> LoraConfig:
+    assert isinstance(run.method, LoraConfig)
+    return run.method
 
 
 def _pair(placement: Placement, seed: int, slot: str, init: str) -> dict[str, jax.Array]:

@@ -1,5 +1,7 @@
 """A backbone with a task's head on it."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -16,7 +18,7 @@ class Classifier(nnx.Module):
     pooler on the first token, as ``transformers``' BertForSequenceClassification).
     """
 
-    def __init__(self, backbone: nnx.Module, width: int, labels: int, *, pool: str = "mean"):
+    def __init__(self, backbone: Any, width: int, labels: int, *, pool: str = "mean"):
         if pool not in POOLS:
             raise ValueError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
         self.backbone = backbone

@@ -85,7 +85,7 @@ def attention(
     q: Float[Array, "batch tokens heads d_head"],
     k: Float[Array, "batch keys heads d_head"],
     v: Float[Array, "batch keys heads d_head"],
-    mask: Bool[Array, "batch #heads #tokens keys"],
+    mask: Bool[Array, "batch #heads #tokens keys"],  # noqa: F821
     *,
     rate: Float[Array, ""] | float = 0.0,
     key: Key = None,

@@ -128,18 +128,22 @@ def raw_csv(rows: list[Row]) -> str:
 
 
 def terminal_table(rows: list[Row]) -> Table:
-    """The table of runs for the terminal; print it with rich."""
+    """The table of runs for the terminal; print it with rich. Names are left out where the columns tell runs apart."""
     text = headline(rows)
+    told = [[_cell(column, row) for column in _axis_columns(rows)] for row in rows]
+    first = 1 if len(set(map(tuple, told))) == len(rows) else 0
     caption = escape("\n".join(filter(None, [text.caption, *reasons(rows)])))
-    table = Table(box=box.SIMPLE_HEAD, caption=caption or None, caption_justify="left", pad_edge=False)
-    for title in text.titles:
+    table = Table(
+        box=box.SIMPLE_HEAD, caption=caption or None, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for place, title in list(enumerate(text.titles))[first:]:
         words = title in ("name", "method", "targets", "status")
-        table.add_column(
-            escape(title), justify="left" if words else "right", overflow="fold", no_wrap=title == "status"
-        )
+        # Lines break between words, never within one.
+        width = max(len(word) for cell in (title, *(line[place] for line in text.lines)) for word in cell.split())
+        table.add_column(escape(title), justify="left" if words else "right", min_width=width)
     colours = {"failed": "red", "diverged": "red", "running": "cyan", "interrupted": "yellow"}
     for row, line in zip(rows, text.lines, strict=True):
-        table.add_row(*map(escape, line), style=colours.get(row.status))
+        table.add_row(*map(escape, line[first:]), style=colours.get(row.status))
     return table
 
 
@@ -193,10 +197,10 @@ def _axis_columns(rows: list[Row]) -> list[Column]:
         Column("task", lambda row: row.task, always=several),
         Column("method", lambda row: row.method, always=True),
         Column("rank", lambda row: row.rank, always=True),
-        Column("alpha", lambda row: row.alpha, lambda value: f"{value:g}"),
-        Column("targets", lambda row: row.targets),
+        Column("alpha", lambda row: row.alpha, lambda value: f"{value:g}", always=True),
+        Column("targets", lambda row: row.targets, always=True),
         *extra,
-        Column("learning rate", lambda row: row.lr, lambda value: f"{value:.3g}"),
+        Column("learning rate", lambda row: row.lr, lambda value: f"{value:.3g}", always=True),
         Column("seed", lambda row: row.seed),
     ]
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lora_jax.data.batches import EvalBatches
+from lora_jax.data.batches import Batch, EvalBatches
 from lora_jax.delta import Delta
 from lora_jax.metrics import METRICS
 
@@ -22,7 +22,7 @@ def evaluate(
     for i in range(len(batches)):
         batch = batches[i]
         # The next batch is computed while this one's logits are fetched: nothing waits inside the loop.
-        rows.append(logits_of(base, params, constants, jax.device_put(batch._replace(index=None))))
+        rows.append(logits_of(base, params, constants, jax.device_put(Batch(*batch[:3]))))
     logits = batches.restore([np.asarray(row) for row in jax.device_get(rows)], axis=1)
     labels = batches.encoded.labels
     weights = np.ones(len(labels))

@@ -21,7 +21,7 @@ from lora_jax.train.pack import member, packed_logits, packed_step, stack
 from lora_jax.train.plan import Point
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup
-from lora_jax.train.step import Program, RunState, StepMetrics
+from lora_jax.train.step import Program, RunState, StepMetrics, program_of
 from lora_jax.weights.adapters import save_adapter
 
 
@@ -43,14 +43,7 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
     """`points`, stacked, at step 0. Raises UserError for what the model cannot do (targets, ranks)."""
     runs = [point.config for point in points]
     first = runs[0]
-    program = Program(
-        method=first.method.name,
-        optim=first.optim.name,
-        schedule=first.optim.schedule,
-        dropping=bool(first.shape()["dropping"]),
-        dtype=first.dtype,
-        unroll=first.model.unroll,
-    )
+    program = program_of(first)
     batches = setup.train_batches(first, tuple(run.seed for run in runs))
     steps = [run.steps_of(batches.steps_per_epoch) for run in runs]
     starts = [METHODS[program.method].start(setup.base.model, run) for run in runs]
@@ -63,9 +56,11 @@ def compile_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
     step, example = packed_step(pack.program), pack.batches[0]
     compiled = {}
     for length in pack.batches.lengths():
-        words = (*example.labels.shape, length)
-        shapes = example._replace(
-            tokens=jax.ShapeDtypeStruct(words, jnp.int32), mask=jax.ShapeDtypeStruct(words, jnp.bool_)
+        shapes = jax.tree.map(
+            lambda leaf, length=length: jax.ShapeDtypeStruct(
+                (*leaf.shape[:2], *[length] * (leaf.ndim - 2)), leaf.dtype
+            ),
+            example,
         )
         compiled[length] = step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, shapes).compile()
     return compiled
@@ -173,11 +168,11 @@ class Loop:
                 checkpoints.save(progress.step, arrays, {"progress": dataclasses.asdict(progress)})
 
     def _log(self, metrics: StepMetrics, moving: np.ndarray) -> None:
-        self.live = metrics.live
-        for i in np.flatnonzero(moving):
+        self.live = np.asarray(metrics.live)
+        for i in np.flatnonzero(moving).tolist():
             self.progress.train_loss[i] = float(metrics.loss[i])
             self._write(i, record.train_figures(metrics, i, self.progress.tokens[i] / self.progress.seconds))
-        self.show.step(self.progress.step, metrics.loss, self.progress.tokens, self.progress.seconds)
+        self.show.step(self.progress.step, np.asarray(metrics.loss), self.progress.tokens, self.progress.seconds)
 
     def _validate(self) -> None:
         """Scores every run that is due, and keeps the parameters of those that are better than they ever were."""

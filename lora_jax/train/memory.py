@@ -24,8 +24,8 @@ def run_bytes(program: Program, base: nnx.Module, start: Start, hyper: Hyper, ba
     What the backward pass keeps is read off the traced function, so it is exact up to XLA's rematerialisation.
     """
     state = jax.eval_shape(functools.partial(start_state, program), start.params, hyper)
-    words = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    example = Batch(words, jax.ShapeDtypeStruct((batch, length), jnp.bool_), jax.ShapeDtypeStruct((batch,), jnp.int32))
+    words = np.broadcast_to(np.int32(0), (batch, length))
+    example = jax.eval_shape(lambda: Batch(words, words == 0, words[:, 0]))
 
     def kept(base, params, constants, hyper, batch):
         key = jax.random.key(hyper.seed) if program.dropping else None

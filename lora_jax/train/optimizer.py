@@ -35,7 +35,12 @@ def hyper_of(run: RunConfig, steps: int) -> Hyper:
     optim = run.optim
     real, whole = jnp.zeros(()).dtype, jnp.int32
     return Hyper(
-        *(jnp.asarray(x, real) for x in (run.lr, optim.b1, optim.b2, optim.eps, optim.weight_decay, optim.clip_norm)),
+        lr=jnp.asarray(run.lr, real),
+        b1=jnp.asarray(optim.b1, real),
+        b2=jnp.asarray(optim.b2, real),
+        eps=jnp.asarray(optim.eps, real),
+        weight_decay=jnp.asarray(optim.weight_decay, real),
+        clip_norm=jnp.asarray(optim.clip_norm, real),
         warmup=jnp.asarray(round(optim.warmup * steps), whole),
         steps=jnp.asarray(steps, whole),
         dropout=jnp.asarray(run.dropout, real),

@@ -94,7 +94,7 @@ def identity(setup: Setup, point: Point, start: Start) -> dict[str, Any]:
 
 
 def trainable_count(start: Start) -> int:
-    """Numbers that train: a layer that is not adapted, or is adapted at a lower rank than its stack, counts as it is."""
+    """Numbers that train: a layer that is not adapted counts nothing, one of lower rank than its stack its own."""
     total = 0
     for value in start.params.values():
         if isinstance(value, dict):

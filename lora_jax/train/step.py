@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from lora_jax.config import RunConfig
 from lora_jax.data.batches import Batch
 from lora_jax.delta import Delta, graft
 from lora_jax.methods import METHODS
@@ -28,6 +29,18 @@ class Program:
     dropping: bool
     dtype: str
     unroll: int
+
+
+def program_of(run: RunConfig) -> Program:
+    """The program that `run` is trained by, with every other run of the same ``run.shape()``."""
+    return Program(
+        method=run.method.name,
+        optim=run.optim.name,
+        schedule=run.optim.schedule,
+        dropping=bool(run.shape()["dropping"]),
+        dtype=run.dtype,
+        unroll=run.model.unroll,
+    )
 
 
 class RunState(NamedTuple):
