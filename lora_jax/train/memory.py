@@ -37,8 +37,8 @@ def run_bytes(program: Program, base: nnx.Module, start: Start, hyper: Hyper, ba
     return size(state) + 2 * size(start.params) + max(residuals, 0)
 
 
-def budget(base: nnx.Module) -> int:
-    """Bytes that packs may take on this device, beside `base`."""
+def budget() -> int:
+    """Bytes that packs may take on this device, beside what is loaded."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(USABLE * (stats["bytes_limit"] - stats["bytes_in_use"]))

@@ -39,6 +39,8 @@ class Show:
 
     def stage(self, text: str) -> None:
         """What is being done now: loading, compiling, scoring."""
+        if text == self._stage:
+            return
         self._stage, self._since = text, time.monotonic()
         if not self.console.is_terminal:
             self.say(text)

@@ -1,8 +1,9 @@
-"""What is written down about a run: who it is, where it ran, how it went. The layout is in docs/files.md."""
+"""What is written down about a run: who it is, where it ran, how it went. README.md has the layout."""
 
 import datetime
 import functools
 import importlib.metadata
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def run_record(setup: Setup, point: Point) -> dict[str, Any]:
         "data": {"name": setup.task.name, "fingerprint": setup.task.fingerprint}
         | {split: len(examples) for split, examples in setup.task.splits.items()},
         "commit": _commit(),
-        "command": " ".join(["python", "-m", *_module(sys.argv)]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),  # what was typed: Hydra sees a few words more
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -146,11 +147,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _module(argv: list[str]) -> list[str]:
-    script = Path(argv[0])
-    return [f"{script.parent.name}.{script.stem}", *argv[1:]] if script.suffix == ".py" else argv
 
 
 @functools.cache

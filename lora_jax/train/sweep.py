@@ -18,6 +18,7 @@ from lora_jax.train.optimizer import hyper_of
 from lora_jax.train.plan import PackPlan, Point, plan
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup, setup_of
+from lora_jax.train.step import program_of
 from lora_jax.weights.sources import cache_folder
 
 
@@ -60,8 +61,7 @@ def _run_pack(pack: PackPlan, home: Path, group: str, show: Show) -> None:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error) and len(pack.points) > 1:
             show.say(f"pack {pack.index}: out of memory with {len(pack.points)} runs, halving it")
-            _split(pack, home)
-            for half in _read_plan(pack.points, home):
+            for half in _halve(pack, home):
                 _run_pack(half, home, group, show)
             return
         show.say(f"pack {pack.index} failed: {type(error).__name__}: {error}")
@@ -83,22 +83,29 @@ def _fail(setup: Setup, point: Point, error: str) -> None:
 
 
 def _plan(points: Sequence[Point], home: Path) -> list[PackPlan]:
-    """The plan in `home`, as a resumed sweep must keep its packs, with new packs for points that are not in it."""
-    known = _read_plan(points, home)
+    """Packs for `points`: those that plan.json has, as a resumed sweep must keep them, and new ones for the rest.
+
+    plan.json keeps the packs of other points too: some sweepers launch a sweep in several batches.
+    """
+    recorded = _recorded(home)
+    known = _known(points, recorded)
     planned = {point.name for pack in known for point in pack.points}
-    fresh = plan([point for point in points if point.name not in planned], _cost)
-    first = 1 + max((pack.index for pack in known), default=-1)
-    packs = known + [PackPlan(first + pack.index, pack.points, pack.run_bytes) for pack in fresh]
+    first = 1 + max((pack["index"] for pack in recorded), default=-1)
+    fresh = [
+        PackPlan(first + pack.index, pack.points, pack.run_bytes)
+        for pack in plan([point for point in points if point.name not in planned], _cost)
+    ]
     home.mkdir(parents=True, exist_ok=True)
-    write_json(home / "plan.json", {"packs": [pack.record() for pack in packs]})
-    return packs
+    write_json(home / "plan.json", {"packs": recorded + [pack.record() for pack in fresh]})
+    return known + fresh
 
 
-def _read_plan(points: Sequence[Point], home: Path) -> list[PackPlan]:
-    if not (home / "plan.json").exists():
-        return []
+def _recorded(home: Path) -> list[dict[str, Any]]:
+    return read_json(home / "plan.json")["packs"] if (home / "plan.json").exists() else []
+
+
+def _known(points: Sequence[Point], recorded: list[dict[str, Any]]) -> list[PackPlan]:
     by_name = {point.name: point for point in points}
-    recorded = read_json(home / "plan.json")["packs"]
     return [
         PackPlan(pack["index"], tuple(by_name[name] for name in pack["runs"]), pack["run_bytes"])
         for pack in recorded
@@ -106,29 +113,27 @@ def _read_plan(points: Sequence[Point], home: Path) -> list[PackPlan]:
     ]
 
 
-def _split(pack: PackPlan, home: Path) -> None:
-    """Puts two halves in place of `pack` in the plan, so that a resumed sweep has the same packs."""
+def _halve(pack: PackPlan, home: Path) -> list[PackPlan]:
+    """Two packs in place of `pack`, in plan.json too."""
     shutil.rmtree(home / "checkpoints" / f"pack-{pack.index}", ignore_errors=True)
-    recorded = read_json(home / "plan.json")["packs"]
-    first, middle = 1 + max(other["index"] for other in recorded), len(pack.points) // 2
+    recorded, middle = _recorded(home), len(pack.points) // 2
+    first = 1 + max(other["index"] for other in recorded)
     halves = [
         PackPlan(first + i, half, pack.run_bytes) for i, half in enumerate((pack.points[:middle], pack.points[middle:]))
     ]
     kept = [other for other in recorded if other["index"] != pack.index]
     write_json(home / "plan.json", {"packs": kept + [half.record() for half in halves]})
+    return halves
 
 
 def _cost(group: Sequence[Point]) -> tuple[int, int]:
     """(bytes that the costliest run of `group` takes, bytes there are)."""
-    setup = setup_of(group[0].config)
-    base = setup.base.model
-    costly = max((point.config for point in group), key=lambda run: (run.rank, len(run.targets)))
-    start = METHODS[costly.method.name].start(base, costly)
-    pack = make_pack(setup, group[:1])
-    run_bytes = memory.run_bytes(
-        pack.program, base, start, hyper_of(costly, 1), costly.batch, max(pack.batches.lengths())
-    )
-    return run_bytes, memory.budget(base)
+    run = max((point.config for point in group), key=lambda run: (run.rank, len(run.targets)))
+    setup = setup_of(run)
+    start = METHODS[run.method.name].start(setup.base.model, run)
+    longest = max(setup.train_batches(run, (run.seed,)).lengths())
+    run_bytes = memory.run_bytes(program_of(run), setup.base.model, start, hyper_of(run, 1), run.batch, longest)
+    return run_bytes, memory.budget()
 
 
 # ---- what would go wrong later
