@@ -71,6 +71,7 @@ class Progress:
     """What a resumed pack must know, beside its arrays, to report the same figures; lists are by run."""
 
     step: int
+    live: list[bool]  # as of the last log: what has diverged since is known to the device only
     tokens: list[int]
     train_loss: list[float | None]
     best: list[dict[str, float] | None]
@@ -91,7 +92,6 @@ class Loop:
         every = self.config.eval_every
         every = pack.batches.steps_per_epoch if every == "epoch" else every
         self.evaluations = [{*range(every, steps, every), int(steps)} for steps in pack.steps]
-        self.live = np.ones(len(pack.points), bool)
 
     def run(self) -> list[dict[str, Any]]:
         """Trains the pack and returns a summary for each run, which is in its folder too.
@@ -124,7 +124,7 @@ class Loop:
     def _restore(self, checkpoints: PackCheckpoints) -> int | None:
         """Puts the pack where its newest checkpoint was; the step, or None where there is none."""
         none: list[Any] = [None] * len(self.runs)
-        self.progress = Progress(0, [0] * len(self.runs), [*none], [*none], 0.0)
+        self.progress = Progress(0, [True] * len(self.runs), [0] * len(self.runs), [*none], [*none], 0.0)
         # Buffers of its own: the step donates the state's.
         self.best = jax.tree.map(jnp.copy, self.pack.state.params)
         restored = checkpoints.restore({"state": self.pack.state, "best": self.best})
@@ -140,7 +140,7 @@ class Loop:
         self.show.training(self.index, self.pack.points, self.pack.steps, progress.step)
         began = time.monotonic() - progress.seconds
         for batch in prefetch(self.pack.batches, progress.step, self.total):
-            moving = self.live & (self.pack.steps > progress.step)
+            moving = np.array(progress.live) & (self.pack.steps > progress.step)
             # A copy from the device that nobody asked for would stall every step.
             with jax.transfer_guard("disallow"):
                 step = self.compiled[batch.tokens.shape[-1]]
@@ -160,7 +160,7 @@ class Loop:
                 progress.seconds = time.monotonic() - began
                 self._validate()
                 began = time.monotonic() - progress.seconds  # scoring is no training time
-            if not (self.live & (self.pack.steps > progress.step)).any():
+            if not (np.array(progress.live) & (self.pack.steps > progress.step)).any():
                 break
             if progress.step % config.checkpoint_every == 0:
                 progress.seconds = time.monotonic() - began
@@ -168,7 +168,7 @@ class Loop:
                 checkpoints.save(progress.step, arrays, {"progress": dataclasses.asdict(progress)})
 
     def _log(self, metrics: StepMetrics, moving: np.ndarray) -> None:
-        self.live = np.asarray(metrics.live)
+        self.progress.live = np.asarray(metrics.live).tolist()
         for i in np.flatnonzero(moving).tolist():
             self.progress.train_loss[i] = float(metrics.loss[i])
             self._write(i, record.train_figures(metrics, i, self.progress.tokens[i] / self.progress.seconds))
@@ -183,7 +183,7 @@ class Loop:
         )
         better = np.zeros(len(self.runs), bool)
         for i in self.runs:
-            if not self.live[i] or step not in self.evaluations[i]:
+            if not self.progress.live[i] or step not in self.evaluations[i]:
                 continue
             self._write(i, {f"valid/{name}": value for name, value in scores[i].items()})
             self.show.valid(i, scores[i][metric])

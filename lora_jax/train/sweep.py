@@ -49,7 +49,10 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
         for pack in packs:
             if not all(record.is_done(point.folder) for point in pack.points):
                 _run_pack(pack, home, group, show)
-    return [record.done_summary(point.folder) for point in points]
+    summaries = [record.done_summary(point.folder) for point in points]
+    if all(summary["status"] != "failed" for summary in summaries):
+        shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    return summaries
 
 
 def _run_pack(pack: PackPlan, home: Path, group: str, show: Show) -> None:
