@@ -1,5 +1,6 @@
 """Training one pack: compile, go on from a checkpoint if there is one, train, score, leave each run's files."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import time
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.data.batches import TrainBatches, prefetch
+from lora_jax.data.batches import Batch, EvalBatches, TrainBatches, prefetch
+from lora_jax.delta import Delta
 from lora_jax.methods import METHODS, Start
 from lora_jax.train import record
 from lora_jax.train.checkpoint import PackCheckpoints
@@ -53,17 +55,41 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
 
 def compile_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
     """The train step, compiled once for each padded length."""
+    return _compiled(_lower_steps(setup, pack))
+
+
+def _lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
     step, example = packed_step(pack.program), pack.batches[0]
-    compiled = {}
-    for length in pack.batches.lengths():
-        shapes = jax.tree.map(
-            lambda leaf, length=length: jax.ShapeDtypeStruct(
-                (*leaf.shape[:2], *[length] * (leaf.ndim - 2)), leaf.dtype
-            ),
-            example,
+    return {
+        length: step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, _of_length(example, length, 2))
+        for length in pack.batches.lengths()
+    }
+
+
+def _lower_logits(setup: Setup, pack: Pack, *splits: EvalBatches) -> dict[int, Any]:
+    logits_of = packed_logits(pack.program)
+    examples = {length: Batch(*batches[0][:3]) for batches in splits for length in batches.lengths()}
+    return {
+        length: logits_of.lower(
+            setup.base.model, pack.state.params, pack.constants, _of_length(example, length, leading=1)
         )
-        compiled[length] = step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, shapes).compile()
-    return compiled
+        for length, example in examples.items()
+    }
+
+
+def _of_length(example: Batch, length: int, leading: int) -> Batch:
+    """The shapes of `example`, its tokens of another length; `leading` axes come before those."""
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct((*leaf.shape[:leading], *[length] * (leaf.ndim - leading)), leaf.dtype)
+
+    return jax.tree.map(shape, example)
+
+
+def _compiled(lowered: dict[Any, Any]) -> dict[Any, Any]:
+    # XLA compiles outside Python's lock, so one length need not wait for the next.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
 
 
 @dataclasses.dataclass
@@ -88,7 +114,6 @@ class Loop:
         self.total = int(pack.steps.max())
         self.valid = setup.eval_batches(self.config, "valid")
         self.test = setup.eval_batches(self.config, "test")
-        self.logits_of = packed_logits(pack.program)
         every = self.config.eval_every
         every = pack.batches.steps_per_epoch if every == "epoch" else every
         self.evaluations = [{*range(every, steps, every), int(steps)} for steps in pack.steps]
@@ -117,9 +142,11 @@ class Loop:
         lengths = ", ".join(map(str, self.pack.batches.lengths()))
         self.show.stage(f"compiling {len(self.runs)} x {self.pack.program.method} for {lengths} tokens")
         started = time.monotonic()
-        self.compiled = compile_steps(self.setup, self.pack)
+        steps = {("step", n): step for n, step in _lower_steps(self.setup, self.pack).items()}
+        logits = {("logits", n): f for n, f in _lower_logits(self.setup, self.pack, self.valid, self.test).items()}
+        self.compiled = _compiled(steps | logits)
         self.compile_seconds = time.monotonic() - started
-        self.peak_bytes = max(record.peak_bytes(step) for step in self.compiled.values())
+        self.peak_bytes = max(record.peak_bytes(self.compiled[key]) for key in steps)
 
     def _restore(self, checkpoints: PackCheckpoints) -> int | None:
         """Puts the pack where its newest checkpoint was; the step, or None where there is none."""
@@ -143,7 +170,7 @@ class Loop:
             moving = np.array(progress.live) & (self.pack.steps > progress.step)
             # A copy from the device that nobody asked for would stall every step.
             with jax.transfer_guard("disallow"):
-                step = self.compiled[batch.tokens.shape[-1]]
+                step = self.compiled["step", batch.tokens.shape[-1]]
                 self.pack.state, metrics = step(
                     self.setup.base.model, self.pack.state, self.pack.constants, self.pack.hyper, jax.device_put(batch)
                 )
@@ -178,9 +205,7 @@ class Loop:
         """Scores every run that is due, and keeps the parameters of those that are better than they ever were."""
         step, metric = self.progress.step, self.setup.task.metric
         self.show.stage(f"step {step}: scoring {len(self.valid.encoded)} validation examples")
-        scores = evaluate(
-            self.logits_of, self.setup.base.model, self.pack.state.params, self.pack.constants, self.valid
-        )
+        scores = self._score(self.pack.state.params, self.valid)
         better = np.zeros(len(self.runs), bool)
         for i in self.runs:
             if not self.progress.live[i] or step not in self.evaluations[i]:
@@ -192,10 +217,16 @@ class Loop:
                 better[i], self.progress.best[i] = True, {"step": step, **scores[i]}
         self.best = _choose(jnp.asarray(better), self.pack.state.params, self.best)
 
+    def _score(self, params: Delta, split: EvalBatches) -> list[dict[str, float]]:
+        def logits_of(base, params, constants, batch):
+            return self.compiled["logits", batch.tokens.shape[-1]](base, params, constants, batch)
+
+        return evaluate(logits_of, self.setup.base.model, params, self.pack.constants, split)
+
     def _finish(self) -> list[dict[str, Any]]:
         """The test scores at each run's best validation, its adapter and its summary."""
         self.show.stage(f"scoring {len(self.test.encoded)} test examples")
-        scores = evaluate(self.logits_of, self.setup.base.model, self.best, self.pack.constants, self.test)
+        scores = self._score(self.best, self.test)
         updates, live = jax.device_get((self.pack.state.step, self.pack.state.live))
         progress, summaries = self.progress, []
         for i, point in enumerate(self.pack.points):
