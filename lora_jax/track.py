@@ -68,7 +68,10 @@ class Tracker:
         if keep_until is None or not (self.folder / "run.json").exists():
             write_json(self.folder / "run.json", run)
         (self.folder / "summary.json").unlink(missing_ok=True)
-        self._wandb = None if mode == "disabled" else _start(self.folder, run, group, project, mode)
+        # What is resumed keeps its run.json, and so its id: W&B goes on with the same run.
+        run = read_json(self.folder / "run.json")
+        self.id = hashlib.sha256("\n".join([group, run["name"], run.get("started", "")]).encode()).hexdigest()[:16]
+        self._wandb = None if mode == "disabled" else _start(self.folder, run, self.id, group, project, mode)
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends `record`, which has "step" and "tokens", as one line. A kill loses the line being written at most."""
@@ -120,7 +123,7 @@ class Tracker:
 
         name = re.sub(r"[^\w.-]+", "-", f"{self.group}-{self.name}")
         if len(name) > 128:  # W&B's limit
-            name = name[:111] + "-" + _run_id(self.group, self.name)
+            name = f"{name[:111]}-{self.id}"
         artifact = wandb.Artifact(name, type="adapter")
         # "immutable" uploads from where the files lie; the default copies them to a staging folder under ~ first.
         artifact.add_dir(str(adapter), policy="immutable")
@@ -205,10 +208,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _run_id(group: str, name: str) -> str:
-    return hashlib.sha256(f"{group}\n{name}".encode()).hexdigest()[:16]
-
-
 def _mode(asked: str) -> str:
     if asked not in MODES:
         raise UserError(f"wandb={asked!r} is not a way to use W&B; choose one of {', '.join(MODES)}")
@@ -235,7 +234,7 @@ def _logged_in() -> bool:
         return False
 
 
-def _start(folder: Path, run: dict[str, Any], group: str, project: str, mode: str) -> Any:
+def _start(folder: Path, run: dict[str, Any], identity: str, group: str, project: str, mode: str) -> Any:
     """A W&B run, offline if the server cannot be reached; None if W&B does not work at all."""
     global _wandb_ok, _online_ok
     if not _wandb_ok:
@@ -252,7 +251,7 @@ def _start(folder: Path, run: dict[str, Any], group: str, project: str, mode: st
                 name=run["name"],
                 job_type="train",
                 config={**run["config"], "run": {key: run[key] for key in run if key != "config"}},
-                id=_run_id(group, run["name"]),
+                id=identity,
                 resume="allow",
                 reinit="create_new",
                 mode=mode,

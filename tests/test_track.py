@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,17 @@ def run_json(name="rank=8"):
 
 
 def wandb_records(folder: Path):
-    """The records of W&B's .wandb files in `folder`: a 7-byte header, then LevelDB's log in blocks of 32 KiB."""
+    """The records of W&B's .wandb files in `folder`, once its service has written the last: a run's exit."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = read_wandb_files(folder)
+        if time.monotonic() > deadline or any(r.WhichOneof("record_type") == "exit" for r in records):
+            return records
+        time.sleep(0.1)
+
+
+def read_wandb_files(folder: Path):
+    """A .wandb file is a 7-byte header, then LevelDB's log in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
 
     records = []
