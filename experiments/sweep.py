@@ -1,7 +1,5 @@
 """Train every point of a sweep, full fine-tuning beside them, and compare: ``python -m experiments.sweep rank=4,8``."""
 
-import contextlib
-import sys
 from pathlib import Path
 
 import hydra
@@ -16,18 +14,7 @@ def point(config: DictConfig) -> float:
 
 
 def main() -> None:
-    with commands.exit_on_user_error():
-        sys.argv[1:], folder = commands.arguments(sys.argv[1:], kind="sweep", results=Path("results/sweeps"))
-    try:
-        point()
-    finally:
-        if folder is not None:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # nothing came of it
-    if folder is not None:
-        with commands.exit_on_user_error():
-            commands.complete(folder)
-            sys.exit(commands.finish(folder))
+    commands.run(point, kind="sweep", results=Path("results/sweeps"))
 
 
 if __name__ == "__main__":

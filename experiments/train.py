@@ -1,7 +1,5 @@
 """Train one run: ``python -m experiments.train rank=8``."""
 
-import contextlib
-import sys
 from pathlib import Path
 
 import hydra
@@ -16,17 +14,7 @@ def run(config: DictConfig) -> float:
 
 
 def main() -> None:
-    with commands.exit_on_user_error():
-        sys.argv[1:], folder = commands.arguments(sys.argv[1:], kind="run", results=Path("results/runs"))
-    try:
-        run()
-    finally:
-        if folder is not None:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # nothing came of it
-    if folder is not None:
-        with commands.exit_on_user_error():
-            sys.exit(commands.finish(folder))
+    commands.run(run, kind="run", results=Path("results/runs"))
 
 
 if __name__ == "__main__":

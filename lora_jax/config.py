@@ -20,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 def _multiple_of_rank(value: float | str) -> float | str:
     if isinstance(value, str):
-        if not re.fullmatch(r"\d+(\.\d+)?r", value):
+        if not re.fullmatch(r"\d+(\.\d+)?r", value) or not float(value[:-1]) > 0:
             raise ValueError("must be a number, or a multiple of the rank such as '2r'")
         return value
     if not value > 0:
@@ -43,7 +43,7 @@ class ModelConfig(Settings):
     name: str
     family: str
     source: str = Field(description="hf://owner/name[@revision], pypi://distribution[==version] or a folder")
-    pool: Literal["mean", "first"] = Field("mean", description="what a classification head sees of the tokens")
+    pool: Literal["mean", "first", "last"] = Field("mean", description="what a classification head sees of the tokens")
     unroll: PositiveInt = Field(1, description="layers per step of the scan over layers")
 
 
@@ -64,8 +64,9 @@ class LoraConfig(Settings):
     scaling: Literal["lora", "rslora", "constant"] = Field("lora", json_schema_extra=DATA)
     init: Literal["uniform", "gaussian"] = Field("uniform", json_schema_extra=DATA)
     dropout: Fraction = Field(0.0, json_schema_extra=DATA)
-    rank_pattern: dict[str, PositiveInt] = Field({}, json_schema_extra=DATA)
-    alpha_pattern: dict[str, PositiveFloat] = Field({}, json_schema_extra=DATA)
+    # None and not {}, which Hydra would not let a command line fill.
+    rank_pattern: dict[str, PositiveInt] | None = Field(None, json_schema_extra=DATA)
+    alpha_pattern: dict[str, PositiveFloat] | None = Field(None, json_schema_extra=DATA)
 
 
 class FullConfig(Settings):
@@ -103,7 +104,7 @@ class RunConfig(Settings):
     wandb: WandbConfig = WandbConfig()
 
     rank: PositiveInt = Field(8, json_schema_extra=DATA)
-    alpha: Alpha = Field("2r", json_schema_extra=DATA, description="a number, or a multiple of the rank such as 2r")
+    alpha: Alpha = Field(16, json_schema_extra=DATA, description="a number, or a multiple of the rank such as 2r")
     targets: str = Field("all", json_schema_extra=DATA, min_length=1)
     lr: PositiveFloat = Field(json_schema_extra=DATA)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, json_schema_extra=DATA)
@@ -151,18 +152,27 @@ def parse(settings: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(settings))
     except pydantic.ValidationError as error:
-        raise UserError("\n".join(_explain(item) for item in error.errors())) from None
+        # Where several kinds of value would do, there is an error for each.
+        explained: dict[str, dict[str, None]] = {}
+        for start, message in map(_explain, error.errors()):
+            explained.setdefault(start, {})[message] = None
+        raise UserError("\n".join(start + " or ".join(messages) for start, messages in explained.items())) from None
 
 
-def _explain(item) -> str:
+# What pydantic puts into a location and nobody typed: the kind of value that it tried.
+_TRIED = re.compile(r"(constrained-)?(int|float|str|dict)(\[.*\])?|literal\[.*\]|function-\w+\[.*\]|none")
+
+
+def _explain(item) -> tuple[str, str]:
     # A discriminated union puts the tag ("lora") into the location; the user typed method.rank_pattern, no tag.
-    key = ".".join(str(part) for i, part in enumerate(item["loc"]) if not (i == 1 and item["loc"][0] == "method"))
+    parts = [part for i, part in enumerate(item["loc"]) if not (i == 1 and item["loc"][0] == "method")]
+    key = ".".join(str(part) for part in parts if not _TRIED.fullmatch(str(part)))
     if item["type"] == "extra_forbidden":
-        return f"unknown setting {key}={item['input']!r}"
+        return f"unknown setting {key}={item['input']!r}", ""
     if item["type"] == "missing":
-        return f"{key} is missing"
+        return f"{key} is missing", ""
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
-    return f"{key}={item['input']!r}: must be {message}" if key else message
+    return (f"{key}={item['input']!r}: must be ", message) if key else ("", message)
 
 
 def _shape(settings: Settings) -> dict[str, Any]:

@@ -6,7 +6,8 @@ A *site* is a linear layer that has a LoRA slot, named by its path without the l
     qv                   a group: q k v o qv qkvo mlp all
     q+v+mlp              several, joined by +
     all@6:               only some layers, as in a Python slice: @:6, @6:, @0:12:2, @-1
-    re:attn/[qv]$        a regular expression, searched for in names such as backbone/layers/3/attn/q
+    re:attn/[qv]$        a regular expression, searched for in names such as backbone/layers/3/attn/q;
+                         after groups, mlp+re:attn/[qv]$, it comes last
 
 What matches nothing is an error that lists what could be: training silently nothing, or everything, is the mistake
 this file exists to prevent.
@@ -75,9 +76,9 @@ def select(found: dict[str, Site], expression: str, *, key: str = "targets") -> 
     Raises UserError, naming `key`, where a term is malformed or matches nothing.
     """
     picked = {path: np.zeros(site.layers or 1, bool) for path, site in found.items()}
-    for term in expression.split("+"):
-        pattern, _, layers = (term, "", "") if term.startswith("re:") else term.partition("@")
-        chosen = _layers(layers, key, expression) if layers else slice(None)
+    for term in _terms(expression):
+        pattern, at, layers = (term, "", "") if term.startswith("re:") else term.partition("@")
+        chosen = _layers(layers, key, expression) if at else slice(None)
         regex = _regex(pattern, key, expression)
         matched = False
         for path, site in found.items():
@@ -130,6 +131,14 @@ def _meet(found, chosen, expression, key):
     return both
 
 
+def _terms(expression: str) -> list[str]:
+    """A regular expression comes last, since it may have a + of its own."""
+    groups, regex, pattern = expression.partition("re:")
+    if not regex:
+        return groups.split("+")
+    return [*(groups.removesuffix("+").split("+") if groups else []), regex + pattern]
+
+
 def _regex(pattern: str, key: str, expression: str) -> re.Pattern:
     if pattern in GROUPS:
         return re.compile(GROUPS[pattern])
@@ -142,7 +151,7 @@ def _regex(pattern: str, key: str, expression: str) -> re.Pattern:
 
 
 def _layers(text: str, key: str, expression: str) -> slice | int:
-    if not re.fullmatch(r"-?\d+|-?\d*:-?\d*(:-?\d+)?", text):
+    if not re.fullmatch(r"-?\d+|(-?\d+)?:(-?\d+)?(:-?0*[1-9]\d*)?", text):
         raise UserError(f"{key}={expression!r}: layers are a number or a slice such as 0:6, got {text!r}")
     numbers = [int(part) if part else None for part in text.split(":")]
     if len(numbers) == 1:

@@ -1,17 +1,33 @@
-"""What several test files share: a folder that holds a tiny model, of MiniLM's kind and with its tokenizer."""
+"""What several test files share: settings, and tiny random models, in a folder or in memory."""
 
 import dataclasses
+import functools
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import command, swept  # noqa: F401
+from flax import nnx
+from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 
-from lora_jax.delta import parameters
+from lora_jax.commands import CONF, plain
+from lora_jax.config import RunConfig, parse
+from lora_jax.data.batches import Batch, TrainBatches
+from lora_jax.data.tokens import Encoded
+from lora_jax.delta import Delta, parameters
+from lora_jax.methods import METHODS, Start
 from lora_jax.models import bert
+from lora_jax.models.heads import Classifier
+from lora_jax.train.optimizer import Hyper, hyper_of
+from lora_jax.train.pack import member, packed_step, stack
+from lora_jax.train.step import Program, RunState, StepMetrics
 from lora_jax.weights import load
 from lora_jax.weights.sources import resolve
 
@@ -34,3 +50,106 @@ def tiny_model(tmp_path_factory) -> Path:
         tensors |= {name.replace("{}", str(i)): np.array(array[i], order="C") for i in layers}
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def configure() -> Callable[..., RunConfig]:
+    """``configure(rank=4, method__dropout=0.1, optim="sgd")``: conf/run.yaml with some settings changed."""
+
+    @functools.cache
+    def composed(method: str, optim: str) -> str:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return json.dumps(plain(compose("run", [f"method={method}", f"optim={optim}"])))
+
+    def configure(method: str = "lora", optim: str = "adamw", **changes: Any) -> RunConfig:
+        settings = json.loads(composed(method, optim))
+        for key, value in changes.items():
+            group, _, name = key.rpartition("__")
+            (settings[group] if group else settings)[name] = value
+        return parse(settings)
+
+    return configure
+
+
+@pytest.fixture(scope="session")
+def base() -> Classifier:
+    """A random classifier of 7 labels, on a BERT of 3 layers, 101 words and widths that tell its axes apart."""
+    config = bert.BertConfig(101, 32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
+    rng = np.random.default_rng(0)
+
+    def fill(keys, leaf):
+        spread = 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
+        return jnp.asarray(spread + any(getattr(key, "name", None) == "scale" for key in keys))
+
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: Classifier(bert.Bert(config), 32, 7)))
+
+
+@pytest.fixture(scope="session")
+def texts() -> Encoded:
+    """200 random "texts" of 3 to 12 tokens; every other token tells the label."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 13, 200)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels = rng.integers(0, 7, 200).astype(np.int32)
+    tokens = rng.integers(1, 101, lengths.sum()).astype(np.int32)
+    tokens[::2] = 7 * rng.integers(0, 14, len(tokens[::2])) + np.repeat(labels, lengths)[::2] + 1
+    return Encoded(tokens, offsets, labels, 12)
+
+
+@dataclasses.dataclass
+class Pack:
+    """Runs of one program, as train/loop.py puts them together: what a step takes, and how it went so far."""
+
+    program: Program
+    starts: list[Start]
+    state: RunState
+    constants: Any
+    hyper: Hyper
+    batches: TrainBatches
+    history: list[StepMetrics] = dataclasses.field(default_factory=list)  # leaves are [runs]
+
+    def example(self, step: int = 0) -> Batch:
+        return jax.device_put(self.batches[step])
+
+    def train(self, base: nnx.Module, updates: int, step: Callable | None = None) -> "Pack":
+        """`updates` more steps of `step`, by default a newly compiled one."""
+        step = step or packed_step(self.program)
+        for _ in range(updates):
+            batch = self.example(len(self.history))
+            self.state, metrics = step(base, self.state, self.constants, self.hyper, batch)
+            self.history.append(jax.device_get(metrics))
+        return self
+
+    @property
+    def metrics(self) -> StepMetrics:
+        """What each step measured, leaves ``[steps, runs]``."""
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *self.history)
+
+    def params(self, run: int) -> Delta:
+        """A run's own part of the pack."""
+        return member(self.state.params, run, self.starts[run].params)
+
+    def materialised(self, run: int) -> Delta:
+        return METHODS[self.program.method].materialise(self.params(run), self.starts[run].constants)
+
+
+@pytest.fixture(scope="session")
+def pack_of(texts) -> Callable[..., Pack]:
+    """``pack_of(base, runs)``: the pack of these RunConfigs, at step 0, with `texts` to train on."""
+
+    def pack_of(base: nnx.Module, runs: Sequence[RunConfig], *, buckets: tuple[int, ...] = (12,)) -> Pack:
+        first = runs[0]
+        program = Program(
+            method=first.method.name,
+            optim=first.optim.name,
+            schedule=first.optim.schedule,
+            dropping=any(run.shape()["dropping"] for run in runs),
+            dtype=first.dtype,
+            unroll=first.model.unroll,
+        )
+        batches = TrainBatches(texts, batch=first.batch, buckets=buckets, seeds=[run.seed for run in runs])
+        starts = [METHODS[program.method].start(base, run) for run in runs]
+        hypers = [hyper_of(run, run.steps_of(batches.steps_per_epoch)) for run in runs]
+        return Pack(program, starts, *stack(program, starts, hypers), batches)
+
+    return pack_of

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict
 class PackedLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
+        self.baselines: set[str] = set()  # by an earlier launch of this sweep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """One JobReturn per job: its best validation metric, or nan for a run that has none."""
@@ -34,8 +35,12 @@ class PackedLauncher(Launcher):
         with exit_on_user_error():
             jobs = [self._job(note_point, overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
             points = [job.return_value for job in jobs]
+            resume = [f"resume='{points[0].config.resume}'"] if points[0].config.resume else []
             for overrides in baselines([(p.overrides, p.config) for p in points], lambda o: parse(self._compose(o))):
-                points.append(self._job(note_point, overrides, initial_job_idx + len(points)).return_value)
+                if (who := identity(parse(self._compose(overrides)))) not in self.baselines:
+                    self.baselines.add(who)
+                    job = self._job(note_point, [*overrides, *resume], initial_job_idx + len(points))
+                    points.append(job.return_value)
             # The same run asked for twice (full fine-tuning at two ranks) trains once.
             first = {identity(point.config): point for point in reversed(points)}
             distinct = [point for point in points if first[identity(point.config)] is point]

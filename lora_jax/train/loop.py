@@ -269,7 +269,8 @@ class Loop:
 
     def _write(self, i: int, figures: dict[str, float]) -> None:
         if i in self.trackers:
-            self.trackers[i].log({"step": self.progress.step, "tokens": self.progress.tokens[i], **figures})
+            step = min(self.progress.step, int(self.pack.steps[i]))  # the pack may go on without this run
+            self.trackers[i].log({"step": step, "tokens": self.progress.tokens[i], **figures})
 
 
 @jax.jit

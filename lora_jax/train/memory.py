@@ -15,7 +15,7 @@ from lora_jax.train.optimizer import Hyper
 from lora_jax.train.step import Program, logits_of, start_state
 
 # Of what is free: the rest is for XLA's own temporaries, and for what the prediction does not see.
-USABLE = 0.8
+USABLE = 0.7
 
 
 def run_bytes(program: Program, base: nnx.Module, start: Start, hyper: Hyper, batch: int, length: int) -> int:

@@ -1,5 +1,6 @@
 """What a person sees while a sweep works: a live table on a terminal, plain lines anywhere else."""
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -35,7 +36,8 @@ class Show:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, markup=False)
+        # A file's lines are not broken at a width that nobody chose.
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     def stage(self, text: str) -> None:
         """What is being done now: loading, compiling, scoring."""
@@ -61,14 +63,20 @@ class Show:
         self._rate = sum(tokens) / seconds
         if not self.console.is_terminal and (time.monotonic() - self._said > QUIET or step >= self._steps.max()):
             self._said = time.monotonic()
-            losses = "  ".join(f"{name} {x:.3f}" for name, x in zip(self._names, self._loss, strict=True))
-            self.say(f"pack {self._pack}: {self._headline()}  loss: {losses}")
+            self.say(f"pack {self._pack}: {self._headline()}  loss: {self._losses()}")
 
     def valid(self, i: int, metric: float) -> None:
         """A run's newest validation score."""
         self._valid[i] = metric
         if not self.console.is_terminal:
             self.say(f"pack {self._pack}: {self._names[i]} validation {metric:.4f}")
+
+    def _losses(self) -> str:
+        """Each run's loss; of many runs the least and the greatest, a NaN being greater than all."""
+        each = sorted(zip(self._loss, self._names, strict=True), key=lambda item: (math.isnan(item[0]), item[0]))
+        if len(each) > 6:
+            return f"{each[0][0]:.3f} ({each[0][1]}) to {each[-1][0]:.3f} ({each[-1][1]})"
+        return "  ".join(f"{name} {x:.3f}" for name, x in zip(self._names, self._loss, strict=True))
 
     def _headline(self) -> str:
         total, done = int(self._steps.max()), self._step - self._first

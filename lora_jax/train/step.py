@@ -89,7 +89,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
 
     first_loss = jnp.where(state.step == 0, loss, state.first_loss)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= DIVERGED * first_loss)
     live = state.live & (sound | (state.step >= hyper.steps))
     new = RunState(params, opt_state, state.step + 1, live, first_loss)
@@ -97,5 +97,5 @@ def train_step(
     kept = jax.tree.map(
         lambda new, old: jnp.where(moving, new, old), new._replace(live=live), state._replace(live=live)
     )
-    norms = (grad_norm, optax.global_norm(updates), optax.global_norm(params))
+    norms = (grad_norm, optax.tree.norm(updates), optax.tree.norm(params))
     return kept, StepMetrics(loss, rate, *norms, live)

@@ -21,6 +21,9 @@ from lora_jax.train.setup import Setup, setup_of
 from lora_jax.train.step import program_of
 from lora_jax.weights.sources import cache_folder
 
+# Names of a pack's runs that the printed plan spells out; plan.json has them all.
+NAMED = 8
+
 
 def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[str, Any]]:
     """Trains `points`, packed, and returns their summaries in order; each is in its point's folder too.
@@ -41,7 +44,8 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
         packs = _plan(points, home)
         _refuse_full_disk(packs, home)
         for pack in packs:
-            names = ", ".join(point.name for point in pack.points)
+            names = "  ".join(point.name for point in pack.points[:NAMED])
+            names += f"  and {len(pack.points) - NAMED} more" if len(pack.points) > NAMED else ""
             show.say(
                 f"pack {pack.index}: {len(pack.points)} x {pack.points[0].config.method.name}, about "
                 f"{len(pack.points) * pack.run_bytes / 2**30:.2f} GiB beside the base: {names}"

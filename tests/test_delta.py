@@ -1,0 +1,125 @@
+"""graft, merge, resize: the algebra of deltas on a small random model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax.delta import count, graft, merge, parameters, product_of, ranks, resize
+from lora_jax.methods import METHODS
+from lora_jax.weights.load import fingerprint
+
+ATTN = "backbone/layers/attn"
+
+
+@pytest.fixture(scope="module")
+def words():
+    rng = np.random.default_rng(1)
+    mask = np.arange(9) < rng.integers(2, 10, (5, 1))
+    return rng.integers(0, 101, (5, 9)).astype(np.int32), mask
+
+
+def delta_of(base, run, *, spread=0.1):
+    """`run`'s materialised delta with B and the head's bias drawn too, as if it were trained."""
+    start = METHODS[run.method.name].start(base, run)
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda x: x + spread * rng.normal(size=x.shape).astype(np.float32), start.params)
+    return METHODS[run.method.name].materialise(params, start.constants)
+
+
+def logits(model, words):
+    return np.asarray(jax.jit(lambda model: model(*words))(model))
+
+
+@pytest.mark.parametrize("settings", [{"rank": 4}, {"rank": 32, "targets": "q@0:1+mlp", "method__scaling": "rslora"}])
+def test_merged_computes_what_grafted_does_and_unmerged_is_the_base(base, configure, words, settings):
+    delta = delta_of(base, configure(**settings))
+    grafted, merged = graft(base, delta), merge(base, delta)
+    expected = logits(grafted, words)
+    np.testing.assert_allclose(logits(merged, words), expected, atol=1e-5)
+    assert np.abs(expected - logits(base, words)).max() > 0.1
+    assert jax.tree.structure(merged) == jax.tree.structure(base)  # no slot is filled
+
+    pairs = {path: value for path, value in delta.items() if isinstance(value, dict)}
+    back = parameters(merge(merge(base, pairs), pairs, sign=-1))
+    for path, value in parameters(base).items():
+        np.testing.assert_allclose(back[path], value, atol=1e-6, err_msg=path)
+
+
+def test_merge_adds_the_scaled_product_to_each_layers_kernel(base, configure):
+    run = configure(rank=4, alpha=12, targets="q")
+    start = METHODS["lora"].start(base, run)
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 32, 4), (3, 4, 32)))
+    params = start.params | {f"{ATTN}/q/lora": {"a": jnp.asarray(a), "b": jnp.asarray(b)}}
+    merged = merge(base, METHODS["lora"].materialise(params, start.constants))
+    for layer in range(3):
+        expected = np.asarray(base.backbone.layers.attn.q.kernel[layer]) + 12 / 4 * a[layer] @ b[layer]
+        np.testing.assert_allclose(merged.backbone.layers.attn.q.kernel[layer], expected, atol=1e-5)
+    np.testing.assert_array_equal(merged.backbone.layers.attn.k.kernel, base.backbone.layers.attn.k.kernel)
+
+
+def test_a_full_delta_merges_to_itself(base, configure, words):
+    delta = delta_of(base, configure("full"), spread=0.01)
+    assert delta.keys() == parameters(base).keys()
+    merged = merge(base, delta)
+    for path, value in parameters(merged).items():
+        np.testing.assert_array_equal(value, delta[path], err_msg=path)
+    np.testing.assert_array_equal(logits(merged, words), logits(graft(base, delta), words))
+
+
+def test_at_the_start_an_adapted_model_is_the_base_with_a_fresh_head(base, configure, words):
+    run = configure(rank=8)
+    start = METHODS["lora"].start(base, run)
+    head = {path: value for path, value in start.params.items() if path.startswith("head/")}
+    adapted = graft(base, METHODS["lora"].materialise(start.params, start.constants))
+    np.testing.assert_allclose(logits(adapted, words), logits(graft(base, head), words), atol=1e-6)
+
+
+def test_graft_does_not_touch_the_base(base, configure, words):
+    before, structure, output = fingerprint(base), jax.tree.structure(base), logits(base, words)
+    model = graft(base, delta_of(base, configure(rank=4)))
+    assert model is not base and model.backbone.layers.attn.q is not base.backbone.layers.attn.q
+    assert model.backbone.layers.attn.q.lora is not None and base.backbone.layers.attn.q.lora is None
+    assert model.backbone.layers.attn.q.kernel[...] is base.backbone.layers.attn.q.kernel[...]  # no copy
+    assert (fingerprint(base), jax.tree.structure(base)) == (before, structure)
+    np.testing.assert_array_equal(logits(base, words), output)
+
+
+@pytest.mark.parametrize(
+    "path", ["backbone/layers/attn/z/lora", "backbone/layers/attn/q/loar", "head/kernal", "trunk/x", "kernel"]
+)
+def test_a_path_that_does_not_exist_is_refused(base, path):
+    with pytest.raises(KeyError, match=path):
+        graft(base, {path: jnp.zeros(1)})
+
+
+def test_resize_pads_with_zeros_and_cuts_back(base, configure):
+    delta = METHODS["lora"].start(base, configure(rank=4, targets="q+mlp")).params
+    assert set(ranks(delta).values()) == {4}
+    wide = resize(delta, dict.fromkeys(ranks(delta), 7))
+    assert set(ranks(wide).values()) == {7}
+    for path, value in delta.items():
+        if not isinstance(value, dict):
+            assert wide[path] is value
+            continue
+        np.testing.assert_array_equal(product_of(wide[path]), product_of(value))
+        assert not wide[path]["a"][..., 4:].any() and not wide[path]["b"][..., 4:, :].any()
+    for one, other in zip(jax.tree.leaves(resize(wide, ranks(delta))), jax.tree.leaves(delta), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_product_is_float32_at_least():
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, 6, 3), (2, 3, 5)))
+    product = product_of({"a": a, "b": b})
+    assert product.dtype == jnp.float32
+    np.testing.assert_allclose(product, np.asarray(a, np.float32) @ np.asarray(b, np.float32), atol=1e-6)
+
+
+def test_count(base):
+    assert count(base) == sum(np.asarray(value).size for value in parameters(base).values())
+    width, inner, vocabulary = 32, 48, 101
+    embed = (vocabulary + 512 + 2) * width + 2 * width
+    block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+    assert count(base) == embed + 3 * block + width * width + width + 7 * width + 7

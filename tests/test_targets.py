@@ -1,0 +1,154 @@
+"""Which weights an expression picks, and that what picks nothing is refused with a list of what there is."""
+
+import jax
+import numpy as np
+import pytest
+
+from lora_jax.errors import UserError
+from lora_jax.models import bert
+from lora_jax.models.heads import Classifier
+from lora_jax.targets import place, select, sites
+
+# MiniLM's shapes; nothing is allocated.
+MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77))
+ATTN, MLP = "backbone/layers/attn", "backbone/layers/mlp"
+
+
+def picked(expression):
+    """Path without its room to the list of layers."""
+    found = select(sites(MODEL), expression)
+    return {path.rpartition("layers/")[2]: np.flatnonzero(layers).tolist() for path, layers in found.items()}
+
+
+def alpha_of(rank):
+    return 2.0 * rank
+
+
+def test_sites_are_the_linear_layers_below_the_head():
+    found = sites(MODEL)
+    assert list(found) == [f"{ATTN}/{name}" for name in "koqv"] + [f"{MLP}/down", f"{MLP}/up", "backbone/pooler"]
+    up, pooler = found[f"{MLP}/up"], found["backbone/pooler"]
+    assert (up.d_in, up.d_out, up.layers) == (384, 1536, 6)
+    assert (pooler.d_in, pooler.d_out, pooler.layers) == (384, 384, None)
+    assert up.names()[5] == "backbone/layers/5/mlp/up" and pooler.names() == ["backbone/pooler"]
+
+
+EVERY = list(range(6))
+GROUPS = {
+    "q": ["attn/q"],
+    "k": ["attn/k"],
+    "v": ["attn/v"],
+    "o": ["attn/o"],
+    "qv": ["attn/q", "attn/v"],
+    "qkvo": ["attn/k", "attn/o", "attn/q", "attn/v"],
+    "mlp": ["mlp/down", "mlp/up"],
+    "all": ["attn/k", "attn/o", "attn/q", "attn/v", "mlp/down", "mlp/up"],
+    "q+v+mlp": ["attn/q", "attn/v", "mlp/down", "mlp/up"],
+    "q+q": ["attn/q"],
+    "re:attn/[qv]$": ["attn/q", "attn/v"],
+    "o+re:up$": ["attn/o", "mlp/up"],
+}
+
+
+@pytest.mark.parametrize("expression", GROUPS)
+def test_groups_and_their_sums_pick_every_layer(expression):
+    assert picked(expression) == dict.fromkeys(GROUPS[expression], EVERY)
+
+
+@pytest.mark.parametrize(
+    "expression, layers",
+    [
+        ("q@0:3", [0, 1, 2]),
+        ("q@4:", [4, 5]),
+        ("q@:2", [0, 1]),
+        ("q@0:6:2", [0, 2, 4]),
+        ("q@::-2", [1, 3, 5]),
+        ("q@3", [3]),
+        ("q@-1", [5]),
+        ("q@-2:", [4, 5]),
+        ("q@:", EVERY),
+        ("q@4:100", [4, 5]),
+        ("q@0+q@-1", [0, 5]),
+        (r"re:/[02]/attn/q", [0, 2]),
+        ("q@3+re:layers/(1|5)/attn/q$", [1, 3, 5]),
+    ],
+)
+def test_layers_are_picked_as_python_slices(expression, layers):
+    assert picked(expression) == {"attn/q": layers}
+
+
+def test_each_term_has_its_own_layers():
+    assert picked("q@:2+v@4:+re:1/mlp/up$") == {"attn/q": [0, 1], "attn/v": [4, 5], "mlp/up": [1]}
+
+
+def test_a_regex_reaches_what_no_group_does():
+    assert picked("re:pooler") == {"backbone/pooler": [0]}
+
+
+@pytest.mark.parametrize(
+    "expression, message",
+    [
+        ("query", r"targets='query': 'query' is no group; use q, k, v, o, qv, qkvo, mlp, all, or re:<regex>"),
+        ("q+", r"targets='q\+': '' is no group"),
+        ("Q", r"'Q' is no group"),
+        ("re:c_attn", r"'re:c_attn' matches nothing; this model has backbone/layers/attn/k \(6 layers\), .*pooler$"),
+        ("q+re:c_attn", r"targets='q\+re:c_attn': 're:c_attn' matches nothing"),
+        ("q@6", r"'q@6' matches nothing; this model has"),
+        ("q@7:", r"'q@7:' matches nothing"),
+        ("re:head", r"matches nothing"),
+        ("re:attn/[qv", r"targets='re:attn/\[qv': not a regular expression: unterminated character set"),
+        ("q@a:b", r"targets='q@a:b': layers are a number or a slice such as 0:6, got 'a:b'"),
+        ("q@1:2:3:4", r"layers are a number or a slice"),
+        ("q@1.5", r"layers are a number or a slice"),
+        ("q@0:6:0", r"targets='q@0:6:0': .*slice"),
+        ("q@", r"targets='q@': .*slice"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_could(expression, message):
+    with pytest.raises(UserError, match=message):
+        select(sites(MODEL), expression)
+
+
+# ---- ranks and alphas
+
+
+def test_place_gives_ranks_and_alphas_by_layer():
+    placed = place(MODEL, "q@:3+mlp", 8, alpha_of)
+    assert list(placed) == [f"{ATTN}/q", f"{MLP}/down", f"{MLP}/up"]
+    np.testing.assert_array_equal(placed[f"{ATTN}/q"].rank, [8, 8, 8, 0, 0, 0])
+    np.testing.assert_array_equal(placed[f"{ATTN}/q"].alpha, [16, 16, 16, 0, 0, 0])
+    np.testing.assert_array_equal(placed[f"{MLP}/up"].rank, [8] * 6)
+
+
+def test_patterns_change_some_ranks_and_alphas_and_the_last_match_wins():
+    placed = place(
+        MODEL, "q@:4+mlp", 8, alpha_of, {"mlp": 16, "mlp@-1": 2, "q@0+v+q@5": 4}, {"re:up$": 5.0, "q@1:2": 1}
+    )
+    np.testing.assert_array_equal(placed[f"{ATTN}/q"].rank, [4, 8, 8, 8, 0, 0])
+    np.testing.assert_array_equal(placed[f"{ATTN}/q"].alpha, [8, 1, 16, 16, 0, 0])
+    np.testing.assert_array_equal(placed[f"{MLP}/down"].rank, [16] * 5 + [2])
+    np.testing.assert_array_equal(placed[f"{MLP}/down"].alpha, [32] * 5 + [4])
+    np.testing.assert_array_equal(placed[f"{MLP}/up"].alpha, [5.0] * 6)
+    assert f"{ATTN}/v" not in placed  # a pattern adapts nothing that is no target
+
+
+@pytest.mark.parametrize(
+    "patterns, message",
+    [
+        (({"v": 4}, None), r"method.rank_pattern: 'v' meets none of the targets: backbone/layers/attn/q"),
+        (({"q@3:": 4}, None), r"method.rank_pattern: 'q@3:' meets none of the targets"),
+        (({"queri": 4}, None), r"method.rank_pattern='queri': 'queri' is no group"),
+        ((None, {"mlp": 4.0}), r"method.alpha_pattern: 'mlp' meets none of the targets"),
+        ((None, {"re:x": 4.0}), r"method.alpha_pattern='re:x': 're:x' matches nothing; this model has"),
+    ],
+)
+def test_a_pattern_that_meets_no_target_is_refused(patterns, message):
+    with pytest.raises(UserError, match=message):
+        place(MODEL, "q@:3", 8, alpha_of, *patterns)
+
+
+@pytest.mark.parametrize("rank, pattern", [(385, None), (8, {"mlp": 385})])
+def test_a_rank_above_a_layers_smaller_side_is_refused(rank, pattern):
+    with pytest.raises(UserError, match=r"rank=385: \S+ is \d+ x \d+, so its rank is at most 384"):
+        place(MODEL, "all", rank, alpha_of, pattern)
+    assert place(MODEL, "all", 384, alpha_of)
