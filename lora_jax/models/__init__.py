@@ -1,12 +1,16 @@
 """The model families: what of a checkpoint becomes which module. Another family is one file here and one row below."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
-from lora_jax.models import bert
+from lora_jax.models import bert, deberta, gemma, gpt2, llama, roberta, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +23,79 @@ class Family:
 
     config: type[Any]
     module: Callable[[Any], nnx.Module]
-    names: Mapping[str, str]
+    names: Mapping[str, str | tuple[str, ...]]
     prefixes: tuple[str, ...] = ("",)
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: bool = False  # whether config.json may leave out a field that has a default
+    causal: bool = False  # whether it is a decoder, for language modelling
+    transpose: bool = True  # whether the checkpoint's kernels are [d_out, d_in]
+    images: bool = False  # whether it reads pictures, not tokens
+    activation: Callable[[Array], Array] | None = None  # of the dense layer in a classifier's head, if it has one
 
+
+_LLAMA = Family(
+    llama.LlamaConfig,
+    llama.Llama,
+    llama.NAMES,
+    llama.PREFIXES,
+    ignored=llama.IGNORED,
+    fixed=llama.FIXED,
+    defaults=True,
+    causal=True,
+)
+
+_GEMMA = Family(
+    gemma.GemmaConfig,
+    gemma.Gemma,
+    gemma.NAMES,
+    gemma.PREFIXES,
+    ignored=gemma.IGNORED,
+    fixed=gemma.FIXED,
+    defaults=True,
+    causal=True,
+)
 
 # By the `model_type` that config.json gives.
 FAMILIES: dict[str, Family] = {
     "bert": Family(bert.BertConfig, bert.Bert, bert.NAMES, bert.PREFIXES, bert.RENAMED, bert.IGNORED, bert.FIXED),
+    "roberta": Family(
+        roberta.RobertaConfig,
+        roberta.Roberta,
+        roberta.NAMES,
+        roberta.PREFIXES,
+        bert.RENAMED,
+        roberta.IGNORED,
+        roberta.FIXED,
+        activation=jnp.tanh,
+    ),
+    "deberta-v2": Family(  # v3's checkpoints say so too
+        deberta.DebertaConfig,
+        deberta.Deberta,
+        deberta.NAMES,
+        deberta.PREFIXES,
+        ignored=deberta.IGNORED,
+        fixed=deberta.FIXED,
+        defaults=True,
+        activation=functools.partial(jax.nn.gelu, approximate=False),
+    ),
+    "vit": Family(vit.VitConfig, vit.Vit, vit.NAMES, vit.PREFIXES, ignored=vit.IGNORED, defaults=True, images=True),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _GEMMA,
+    "gemma2": dataclasses.replace(_GEMMA, config=gemma.Gemma2Config, names=gemma.NAMES2),
+    "gemma3_text": dataclasses.replace(_GEMMA, config=gemma.Gemma3Config, names=gemma.NAMES2),
+    "gpt2": Family(
+        gpt2.Gpt2Config,
+        gpt2.Gpt2,
+        gpt2.NAMES,
+        gpt2.PREFIXES,
+        ignored=gpt2.IGNORED,
+        fixed=gpt2.FIXED,
+        defaults=True,
+        causal=True,
+        transpose=False,
+    ),
 }

@@ -45,9 +45,9 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: BertConfig):
-        self.up = Linear(config.hidden_size, config.intermediate_size)
-        self.down = Linear(config.intermediate_size, config.hidden_size)
+    def __init__(self, width: int, inner: int):
+        self.up = Linear(width, inner)
+        self.down = Linear(inner, width)
 
     def __call__(self, x, key: Key):
         return self.down(jax.nn.gelu(self.up(x, fold(key, 0)), approximate=False), fold(key, 1))
@@ -57,7 +57,7 @@ class Block(nnx.Module):
     def __init__(self, config: BertConfig):
         self.attn = Attention(config)
         self.attn_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config.hidden_size, config.intermediate_size)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
 
     def __call__(self, x, mask, rate, key: Key):

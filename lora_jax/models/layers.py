@@ -9,6 +9,7 @@ Kernels are ``[d_in, d_out]``, as everywhere in Flax, so an adapted kernel is W 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,23 @@ class LayerNorm(nnx.Module):
         return (normal * self.scale + self.bias).astype(x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis, times ``offset + scale``; in float32 at least.
+
+    Llama's `offset` is 0; Gemma's is 1, for its checkpoints store the scale less one.
+    """
+
+    def __init__(self, width: int, *, epsilon: float, offset: float = 0.0):
+        self.scale = nnx.Param(jnp.full(width, 1 - offset))
+        self.epsilon = epsilon
+        self.offset = offset
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
+        return (normal * (self.scale + self.offset)).astype(x.dtype)
+
+
 def dropout(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key) -> Float[Array, "..."]:
     """Zeroes each element with probability `rate` and scales the rest by 1/(1 - rate); the identity without a key.
 
@@ -83,16 +101,24 @@ def fold(key: Key, site: int | Int[Array, ""]) -> Key:
 
 def attention(
     q: Float[Array, "batch tokens heads d_head"],
-    k: Float[Array, "batch keys heads d_head"],
-    v: Float[Array, "batch keys heads d_head"],
+    k: Float[Array, "batch keys kv_heads d_head"],
+    v: Float[Array, "batch keys kv_heads d_head"],
     mask: Bool[Array, "batch #heads #tokens keys"],  # noqa: F821
     *,
     rate: Float[Array, ""] | float = 0.0,
     key: Key = None,
+    cap: float | None = None,
 ) -> Float[Array, "batch tokens heads d_head"]:
-    """Scaled dot-product attention; softmax in float32 at least; dropout on the probabilities when given a key."""
+    """Scaled dot-product attention; softmax in float32 at least; dropout on the probabilities when given a key.
+
+    Each head of `k` and `v` serves heads / kv_heads consecutive heads of `q`. Scores are softly capped at ±`cap`.
+    """
+    if (group := q.shape[2] // k.shape[2]) > 1:
+        k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
     scores = scores.astype(jnp.promote_types(q.dtype, jnp.float32))
+    if cap is not None:
+        scores = cap * jnp.tanh(scores / cap)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype), rate, key)
     return jnp.einsum("bhts,bshd->bthd", weights, v)
@@ -103,8 +129,8 @@ def stack(make: Callable[[], nnx.Module], count: int) -> nnx.Module:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), make())
 
 
-def scan_layers(layers, x: Float[Array, "..."], key: Key, apply: Callable, *, unroll: int = 1):
-    """x after every layer in turn: ``x = apply(layer, x, layer_key)``."""
+def scan_layers(layers, x: Any, key: Key, apply: Callable, *, unroll: int = 1):
+    """x, an array or a tree, after every layer in turn: ``x = apply(layer, x, layer_key)``."""
     count = jax.tree.leaves(layers)[0].shape[0]
 
     def body(x, item):

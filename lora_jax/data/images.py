@@ -1,0 +1,67 @@
+"""Pictures to pixels as a model expects them: resized, rescaled and normalised as its preprocessor_config.json says."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from lora_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What ``transformers``' ViTImageProcessor does, for whole pictures: no cropping, no keeping of proportions.
+
+    `resample` is Pillow's number of a filter (2 is bilinear). None for `size` leaves pictures as large as they are;
+    `scale` is 1 and `mean` 0 and `std` 1 where a step is left out.
+    """
+
+    size: tuple[int, int] | None  # height, width
+    resample: int
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Sequence[Image.Image]) -> Float32[np.ndarray, "batch height width 3"]:
+        """The pictures as one batch of RGB pixels, channels last."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        batch = []
+        for image in images:
+            image = image.convert("RGB")
+            if self.size is not None:
+                image = image.resize(self.size[::-1], Image.Resampling(self.resample))
+            batch.append((np.asarray(image) * np.float32(self.scale) - mean) / std)
+        return np.stack(batch)
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """The preprocessing that ``preprocessor_config.json`` in `folder` describes.
+
+    Raises UserError for a file that is missing or malformed, and for a step that is not one of resizing to a fixed
+    size, rescaling and normalising.
+    """
+    file = folder / "preprocessor_config.json"
+    try:
+        values = json.loads(file.read_text())
+        size = values.get("size", 224) if values.get("do_resize", True) else None
+        if isinstance(size, dict) and set(size) != {"height", "width"}:
+            raise UserError(f"{file}: size={size!r} is not supported; must have height and width")
+        for key in ("do_center_crop", "do_pad"):
+            if values.get(key):
+                raise UserError(f"{file}: {key}={values[key]!r} is not supported; must be false")
+        normal = values.get("do_normalize", True)
+        return Preprocessing(
+            size=None if size is None else (size["height"], size["width"]) if isinstance(size, dict) else (size, size),
+            resample=Image.Resampling(values.get("resample", Image.Resampling.BILINEAR)),
+            scale=float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0,
+            mean=tuple(values.get("image_mean", (0.5,) * 3)) if normal else (0.0,) * 3,
+            std=tuple(values.get("image_std", (0.5,) * 3)) if normal else (1.0,) * 3,
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} is not a readable preprocessor config ({error})") from error

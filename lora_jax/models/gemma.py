@@ -1,0 +1,261 @@
+"""Gemma 1, 2 and 3 (arXiv 2403.08295, 2408.00118, 2503.19786).
+
+As models/llama.py, but: embeddings are scaled by the root of the width, norms store their scale less one, the MLP's
+gate is a GELU. Gemma 2 and 3 also normalise what a layer adds, and let most layers see a sliding window only; Gemma 2
+softly caps attention scores and logits; Gemma 3 normalises each head's q and k, and turns sliding layers faster.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from lora_jax.models.causality import Cache, causal_mask, empty_cache, positions_of
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, attention, fold, scan_layers, stack
+from lora_jax.models.rope import Rope, angles, read_rope, rotate
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    """Gemma 1: the part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int = 256
+    rms_norm_eps: float = 1e-6
+    hidden_act: str | None = None
+    hidden_activation: str | None = None
+    attention_bias: bool = False
+    tie_word_embeddings: bool = True
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    rope_parameters: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        # Gemma 1's first configs say "gelu" in `hidden_act` and mean the approximation too.
+        said = self.hidden_activation or self.hidden_act or "gelu"
+        if said not in ("gelu_pytorch_tanh", "gelu"):
+            raise ValueError(f"hidden_activation={said!r}: this family computes 'gelu_pytorch_tanh' only")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"{self.num_attention_heads} attention heads are not a multiple of {self.num_key_value_heads} for k, v"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: rotary embeddings turn pairs, so it must be even")
+        # Dicts are replaced by what they mean: a module's static parts must be hashable.
+        ropes = self._ropes()
+        for name, value in {"rope_parameters": tuple(ropes.items()), "rope_scaling": None}.items():
+            object.__setattr__(self, name, value)
+
+    def _ropes(self) -> dict[str, Rope]:
+        if isinstance(self.rope_parameters, tuple):
+            return dict(self.rope_parameters)
+        rope = read_rope(self.rope_theta, self.rope_parameters or self.rope_scaling)
+        return {FULL: rope, SLIDING: rope}
+
+    @property
+    def ropes(self) -> dict[str, Rope]:
+        """The rotary embedding of either kind of layer."""
+        return self._ropes()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Each layer's kind of attention."""
+        return (FULL,) * self.num_hidden_layers
+
+    @property
+    def scalar(self) -> float:
+        """Scores are divided by this number's root."""
+        return self.head_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemma2Config(GemmaConfig):
+    sliding_window: int | None = 4096
+    layer_types: tuple[str, ...] | None = None
+    query_pre_attn_scalar: float = 256
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+    sliding_window_pattern: int = 2  # every so many-th layer is full; newer configs have `layer_types`
+
+    def __post_init__(self):
+        super().__post_init__()
+        every = self.sliding_window_pattern
+        kinds = self.layer_types or [SLIDING if (i + 1) % every else FULL for i in range(self.num_hidden_layers)]
+        if len(kinds) != self.num_hidden_layers or set(kinds) - {FULL, SLIDING}:
+            raise ValueError(f"layer_types={list(kinds)}: must be {FULL} or {SLIDING} for each of the layers")
+        object.__setattr__(self, "layer_types", tuple(kinds))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self.layer_types or ()
+
+    @property
+    def scalar(self) -> float:
+        return self.query_pre_attn_scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemma3Config(Gemma2Config):
+    rope_theta: float = 1_000_000.0
+    rope_local_base_freq: float = 10000.0
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    sliding_window_pattern: int = 6
+
+    def _ropes(self) -> dict[str, Rope]:
+        if isinstance(self.rope_parameters, tuple):
+            return dict(self.rope_parameters)
+        values = self.rope_parameters or {FULL: self.rope_scaling}
+        return {
+            FULL: read_rope(self.rope_theta, values.get(FULL)),
+            SLIDING: read_rope(self.rope_local_base_freq, values.get(SLIDING)),
+        }
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: GemmaConfig):
+        width, d_head, bias = config.hidden_size, config.head_dim, config.attention_bias
+        self.q = Linear(width, config.num_attention_heads * d_head, bias=bias)
+        self.k, self.v = (Linear(width, config.num_key_value_heads * d_head, bias=bias) for _ in range(2))
+        self.o = Linear(config.num_attention_heads * d_head, width, bias=bias)
+        normed = isinstance(config, Gemma3Config)
+        self.q_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps, offset=1.0) if normed else nnx.data(None)
+        self.k_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps, offset=1.0) if normed else nnx.data(None)
+        self.d_head = d_head
+        self.scale = (d_head / config.scalar) ** 0.5  # on top of attention's own 1/√d_head
+        # transformers, too, reads Gemma 3's cap and leaves it alone.
+        self.cap = config.attn_logit_softcapping if type(config) is Gemma2Config else None
+
+    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
+        q, k, v = (
+            f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angle), rotate(k, angle)
+        if cache is not None:
+            cache, k, v = cache.write(layer, k, v)
+        mixed = attention(q * self.scale, k, v, mask, rate=rate, key=fold(key, 3), cap=self.cap)
+        return self.o(mixed.reshape(*x.shape[:-1], -1), fold(key, 4)), cache
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: GemmaConfig):
+        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x, key: Key):
+        gate = jax.nn.gelu(self.gate(x, fold(key, 0)), approximate=True)
+        return self.down(gate * self.up(x, fold(key, 1)), fold(key, 2))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: GemmaConfig):
+        def norm():
+            return RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=1.0)
+
+        after = isinstance(config, Gemma2Config)
+        self.attn_norm = norm()
+        self.attn = Attention(config)
+        self.attn_post_norm = norm() if after else nnx.data(None)
+        self.mlp_norm = norm()
+        self.mlp = Mlp(config)
+        self.mlp_post_norm = norm() if after else nnx.data(None)
+
+    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
+        mixed, cache = self.attn(self.attn_norm(x), mask, angle, rate, fold(key, 0), layer, cache)
+        x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
+        wide = self.mlp(self.mlp_norm(x), fold(key, 1))
+        return x + (wide if self.mlp_post_norm is None else self.mlp_post_norm(wide)), cache
+
+
+class Gemma(nnx.Module):
+    """Token ids to hidden states."""
+
+    def __init__(self, config: GemmaConfig):
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=1.0)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch tokens"],
+        mask: Bool[Array, "batch tokens"],
+        *,
+        rate: Float[Array, ""] | float = 0.0,
+        key: Key = None,
+        dtype: DTypeLike = jnp.float32,
+        unroll: int = 1,
+        positions: Int[Array, "batch tokens"] | None = None,
+        segments: Int[Array, "batch tokens"] | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
+        """As models/llama.py's."""
+        config = self.config
+        positions = positions_of(mask, segments, cache) if positions is None else positions
+        cache = None if cache is None else cache.admit(mask)
+        turns = {kind: angles(positions, rope.frequencies(config.head_dim)) for kind, rope in config.ropes.items()}
+        full = causal_mask(mask, segments, cache)
+        near = causal_mask(mask, segments, cache, window=getattr(config, "sliding_window", None))
+
+        def apply(item, carry, key):
+            block, layer, sliding = item
+            x, cache = carry
+            wide = jnp.where(sliding, near, full)
+            angle = jnp.where(sliding, turns[SLIDING], turns[FULL])
+            return block(x, wide, angle, rate, key, layer, cache)
+
+        sliding = np.array([kind == SLIDING for kind in config.kinds])
+        items = (self.layers, jnp.arange(config.num_hidden_layers), sliding)
+        x = self.embed(tokens).astype(dtype) * jnp.asarray(config.hidden_size**0.5, dtype)
+        x, cache = scan_layers(items, (x, cache), key, apply, unroll=unroll)
+        hidden = self.norm(x)
+        return hidden if cache is None else (hidden, cache)
+
+    def empty_cache(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> Cache:
+        """A cache of this model's shape for `slots` tokens; sliding layers keep all of them too."""
+        config = self.config
+        return empty_cache(config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim, dtype)
+
+
+_SHARED = {
+    "embed_tokens.weight": "embed/embedding",
+    "norm.weight": "norm/scale",
+    "layers.{}.input_layernorm.weight": "layers/attn_norm/scale",
+    "layers.{}.self_attn.q_norm.weight": "layers/attn/q_norm/scale",
+    "layers.{}.self_attn.k_norm.weight": "layers/attn/k_norm/scale",
+    "layers.{}.mlp.gate_proj.weight": "layers/mlp/gate/kernel",
+    "layers.{}.mlp.up_proj.weight": "layers/mlp/up/kernel",
+    "layers.{}.mlp.down_proj.weight": "layers/mlp/down/kernel",
+    **{f"layers.{{}}.self_attn.{x}_proj.weight": f"layers/attn/{x}/kernel" for x in "qkvo"},
+    **{f"layers.{{}}.self_attn.{x}_proj.bias": f"layers/attn/{x}/bias" for x in "qkvo"},
+}
+# Checkpoint names to paths (see models/bert.py), of Gemma 1 and of its successors, which moved one name.
+NAMES = {**_SHARED, "layers.{}.post_attention_layernorm.weight": "layers/mlp_norm/scale"}
+NAMES2 = {
+    **_SHARED,
+    "layers.{}.post_attention_layernorm.weight": "layers/attn_post_norm/scale",
+    "layers.{}.pre_feedforward_layernorm.weight": "layers/mlp_norm/scale",
+    "layers.{}.post_feedforward_layernorm.weight": "layers/mlp_post_norm/scale",
+}
+
+PREFIXES = ("model.", "")
+IGNORED = (r"score\.weight",)
+
+# What config.json may leave out but not contradict.
+FIXED = {"use_bidirectional_attention": False}

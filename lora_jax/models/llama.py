@@ -1,0 +1,205 @@
+"""Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783) and what is built alike: SmolLM2, Qwen2, Qwen3.
+
+Pre-norm blocks, rotary positions, grouped-query attention, a gated MLP. Qwen2 (arXiv 2407.10671) has biases on q, k
+and v; Qwen3 (arXiv 2505.09388) normalises each head's q and k.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from lora_jax.models.causality import Cache, causal_mask, empty_cache, positions_of
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, attention, fold, scan_layers, stack
+from lora_jax.models.rope import Rope, angles, read_rope, rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """The part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's.
+
+    After construction `num_key_value_heads` and `head_dim` are numbers, and `rope_parameters` is a Rope, whichever way
+    the file told them.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    model_type: str = "llama"
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    rope_parameters: Mapping[str, Any] | Rope | None = None
+
+    def __post_init__(self):
+        kv_heads = self.num_key_value_heads or self.num_attention_heads
+        # Qwen3's config class, unlike the others, does not derive head_dim.
+        head_dim = self.head_dim or (
+            128 if self.model_type == "qwen3" else self.hidden_size // self.num_attention_heads
+        )
+        if self.hidden_act != "silu":
+            raise ValueError(f"hidden_act={self.hidden_act!r}: this family computes 'silu' only")
+        if self.num_attention_heads % kv_heads:
+            raise ValueError(f"{self.num_attention_heads} attention heads are not a multiple of {kv_heads} for k and v")
+        if head_dim % 2:
+            raise ValueError(f"head_dim={head_dim}: rotary embeddings turn pairs, so it must be even")
+        rope = read_rope(self.rope_theta, self.rope_parameters or self.rope_scaling)
+        for name, value in {
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "rope_parameters": rope,
+            "rope_theta": rope.rope_theta,
+            "rope_scaling": None,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def rope(self) -> Rope:
+        assert isinstance(self.rope_parameters, Rope)
+        return self.rope_parameters
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: LlamaConfig):
+        width, heads, kv_heads, d_head = config.hidden_size, config.num_attention_heads, config.kv_heads, config.d_head
+        bias = config.attention_bias or config.model_type == "qwen2"
+        self.q = Linear(width, heads * d_head, bias=bias)
+        self.k, self.v = (Linear(width, kv_heads * d_head, bias=bias) for _ in range(2))
+        self.o = Linear(heads * d_head, width, bias=config.attention_bias)
+        normed = config.model_type == "qwen3"
+        self.q_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps) if normed else nnx.data(None)
+        self.k_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps) if normed else nnx.data(None)
+        self.d_head = d_head
+
+    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
+        q, k, v = (
+            f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angle), rotate(k, angle)
+        if cache is not None:
+            cache, k, v = cache.write(layer, k, v)
+        mixed = attention(q, k, v, mask, rate=rate, key=fold(key, 3))
+        return self.o(mixed.reshape(*x.shape[:-1], -1), fold(key, 4)), cache
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: LlamaConfig):
+        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def __call__(self, x, key: Key):
+        return self.down(jax.nn.silu(self.gate(x, fold(key, 0))) * self.up(x, fold(key, 1)), fold(key, 2))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: LlamaConfig):
+        self.attn_norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        self.attn = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        self.mlp = Mlp(config)
+
+    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
+        mixed, cache = self.attn(self.attn_norm(x), mask, angle, rate, fold(key, 0), layer, cache)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x), fold(key, 1)), cache
+
+
+class Llama(nnx.Module):
+    """Token ids to hidden states."""
+
+    def __init__(self, config: LlamaConfig):
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch tokens"],
+        mask: Bool[Array, "batch tokens"],
+        *,
+        rate: Float[Array, ""] | float = 0.0,
+        key: Key = None,
+        dtype: DTypeLike = jnp.float32,
+        unroll: int = 1,
+        positions: Int[Array, "batch tokens"] | None = None,
+        segments: Int[Array, "batch tokens"] | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
+        """Hidden states after the final norm, ``[batch, tokens, width]``; with `cache`, those and the new cache.
+
+        `mask` may pad on either side; tokens of one `segments` number see only each other. With `key`, attention
+        probabilities are dropped out at `rate`, as in training.
+        """
+        positions = positions_of(mask, segments, cache) if positions is None else positions
+        cache = None if cache is None else cache.admit(mask)
+        wide = causal_mask(mask, segments, cache)
+        angle = angles(positions, self.config.rope.frequencies(self.config.d_head))
+
+        def apply(item, carry, key):
+            block, layer = item
+            x, cache = carry
+            return block(x, wide, angle, rate, key, layer, cache)
+
+        items = (self.layers, jnp.arange(self.config.num_hidden_layers))
+        x, cache = scan_layers(items, (self.embed(tokens).astype(dtype), cache), key, apply, unroll=unroll)
+        hidden = self.norm(x)
+        return hidden if cache is None else (hidden, cache)
+
+    def empty_cache(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> Cache:
+        """A cache of this model's shape for `slots` tokens."""
+        config = self.config
+        return empty_cache(config.num_hidden_layers, batch, slots, config.kv_heads, config.d_head, dtype)
+
+
+# Checkpoint names to paths (see models/bert.py). Those of biases and of q and k norms are used where a model has them.
+NAMES = {
+    "embed_tokens.weight": "embed/embedding",
+    "norm.weight": "norm/scale",
+    "layers.{}.input_layernorm.weight": "layers/attn_norm/scale",
+    "layers.{}.post_attention_layernorm.weight": "layers/mlp_norm/scale",
+    "layers.{}.self_attn.q_norm.weight": "layers/attn/q_norm/scale",
+    "layers.{}.self_attn.k_norm.weight": "layers/attn/k_norm/scale",
+    **{
+        f"layers.{{}}.{theirs}_proj.{kind}": f"layers/{ours}/{'kernel' if kind == 'weight' else 'bias'}"
+        for theirs, ours in {
+            "self_attn.q": "attn/q",
+            "self_attn.k": "attn/k",
+            "self_attn.v": "attn/v",
+            "self_attn.o": "attn/o",
+            "mlp.gate": "mlp/gate",
+            "mlp.up": "mlp/up",
+            "mlp.down": "mlp/down",
+        }.items()
+        for kind in ("weight", "bias")
+    },
+}
+
+PREFIXES = ("model.", "")
+# `score` is a classifier's head; older checkpoints store the rotary frequencies.
+IGNORED = (r"score\.weight", r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+FIXED = {"use_sliding_window": False}

