@@ -33,8 +33,12 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
     for a folder that is taken, and for what a base, a task or the disk cannot do.
     """
     # Compiled programs are kept for the next start, in this user's own cache.
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every step it takes
+    compiled = cache_folder() / "xla"
+    compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    for talker in ("absl", "jax._src.xla_bridge"):  # orbax tells of every step it takes, JAX of every absent TPU
+        logging.getLogger(talker).setLevel(logging.WARNING)
     _refuse_taken(points)
     with Show() as show:
         for point in points:
