@@ -21,6 +21,7 @@ from rich.measure import Measurement
 from lora_jax.config import RunConfig, parse
 from lora_jax.errors import UserError
 from lora_jax.report import build_report, load_rows, terminal_table
+from lora_jax.train.host import restart_with_huge_pages
 from lora_jax.train.plan import Point
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -34,6 +35,7 @@ def run(task: Callable[[], Any], *, kind: str, results: Path) -> NoReturn:
 
     Ends the process: 0, 1 where a run failed or diverged, 2 for what the user got wrong, 130 when interrupted.
     """
+    restart_with_huge_pages()
     with exit_on_user_error():
         sys.argv[1:], folder = arguments(sys.argv[1:], kind=kind, results=results)
         if folder is None:

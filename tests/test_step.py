@@ -1,6 +1,7 @@
 """The train step: what it may touch, what it compiles, and that no run of a pack can harm another."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -92,21 +93,25 @@ def test_the_base_is_bit_identical_after_training(base, pack_of, configure, meth
     assert unmoved == (["backbone/pooler/bias"] if method == "full" else [])  # mean pooling has no use for a pooler
 
 
-def products(jaxpr):
-    """The shapes that matrix products and scatters yield, in a jaxpr and all those within it."""
+def sums_over(tokens, jaxpr):
+    """The shapes that sums over so many tokens yield, by product or scatter, in a jaxpr and all those within it."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "scatter-add"):
-            yield from ((equation.primitive.name, tuple(out.aval.shape)) for out in equation.outvars)
+        name, shape = equation.primitive.name, equation.invars[0].aval.shape if equation.invars else ()
+        summed = name == "scatter-add"
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            summed = math.prod(shape[axis] for axis in contracted) == tokens
+        if summed:
+            yield from (tuple(out.aval.shape) for out in equation.outvars)
         for inner in jaxprs_in_params(equation.params):
-            yield from products(inner)
+            yield from sums_over(tokens, inner)
 
 
 def base_gradients(base, pack):
-    """Which parameters of the base some product of the step has the shape of, whatever the order of axes."""
-    traced = jax.make_jaxpr(functools.partial(train_step, pack.program))(
-        base, *run((pack.state, pack.constants, pack.hyper, pack.example()), 0)
-    )
-    yields = {tuple(sorted(shape)) for _, shape in products(traced.jaxpr)}
+    """Which parameters of the base some sum over tokens has the shape of, whatever the order of axes."""
+    arguments = run((pack.state, pack.constants, pack.hyper, pack.example()), 0)
+    traced = jax.make_jaxpr(functools.partial(train_step, pack.program))(base, *arguments)
+    yields = {tuple(sorted(shape)) for shape in sums_over(arguments[-1].tokens.size, traced.jaxpr)}
     shapes = {path: leaf.shape for path, leaf in parameters(base).items() if not path.startswith("head/")}
     matrices = {path: shape[-2:] for path, shape in shapes.items() if path.endswith(("kernel", "embedding"))}
     return {path for path, shape in matrices.items() if tuple(sorted(shape)) in yields}

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, attention, dropout, fold, scan_layers, stack
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, attention, dropout, fold, gelu, scan_layers, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Mlp(nnx.Module):
         self.down = Linear(inner, width)
 
     def __call__(self, x, key: Key):
-        return self.down(jax.nn.gelu(self.up(x, fold(key, 0)), approximate=False), fold(key, 1))
+        return self.down(gelu(self.up(x, fold(key, 0))), fold(key, 1))
 
 
 class Block(nnx.Module):

