@@ -9,6 +9,8 @@ from lora_jax.delta import count, graft, merge, parameters, product_of, ranks, r
 from lora_jax.methods import METHODS
 from lora_jax.weights.load import fingerprint
 
+pytestmark = pytest.mark.smoke
+
 ATTN = "backbone/layers/attn"
 
 

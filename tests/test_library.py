@@ -7,6 +7,8 @@ import pytest
 import lora_jax
 from lora_jax.data.batches import Batch
 
+pytestmark = pytest.mark.smoke
+
 
 def test_the_names_are_there():
     assert {"load_base", "graft", "merge", "stack", "packed_step", "save_adapter"} < set(lora_jax.__all__)

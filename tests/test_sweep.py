@@ -23,6 +23,7 @@ SUMMARY = {
 TRAIN = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "update_norm", "param_norm", "tokens_per_s")}
 
 
+@pytest.mark.smoke
 def test_sweep_leaves_this_layout(swept):
     sweep, _ = swept
     assert {path.name for path in sweep.iterdir()} - {"checkpoints"} == {

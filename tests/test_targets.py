@@ -9,6 +9,8 @@ from lora_jax.models import bert
 from lora_jax.models.heads import Classifier
 from lora_jax.targets import place, select, sites
 
+pytestmark = pytest.mark.smoke
+
 # MiniLM's shapes; nothing is allocated.
 MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77))
 ATTN, MLP = "backbone/layers/attn", "backbone/layers/mlp"
