@@ -44,7 +44,9 @@ class ModelConfig(Settings):
     family: str
     source: str = Field(description="hf://owner/name[@revision], pypi://distribution[==version] or a folder")
     pool: Literal["mean", "first", "last"] = Field("mean", description="what a classification head sees of the tokens")
-    unroll: PositiveInt = Field(1, description="layers per step of the scan over layers")
+    unroll: PositiveInt | Literal["auto"] = Field(
+        1, description="layers per step of the scan over layers; auto: all of them on a CPU, one elsewhere"
+    )
 
 
 class TaskConfig(Settings):

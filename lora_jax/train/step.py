@@ -28,7 +28,7 @@ class Program:
     schedule: str
     dropping: bool
     dtype: str
-    unroll: int
+    unroll: int | bool  # as jax.lax.scan takes it
 
 
 def program_of(run: RunConfig) -> Program:
@@ -39,7 +39,7 @@ def program_of(run: RunConfig) -> Program:
         schedule=run.optim.schedule,
         dropping=bool(run.shape()["dropping"]),
         dtype=run.dtype,
-        unroll=run.model.unroll,
+        unroll=jax.default_backend() == "cpu" if run.model.unroll == "auto" else run.model.unroll,
     )
 
 
