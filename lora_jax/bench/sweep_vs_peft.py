@@ -21,6 +21,7 @@ from lora_jax.bench import inputs, record
 from lora_jax.bench.peft import MODES
 from lora_jax.config import RunConfig
 from lora_jax.errors import UserError
+from lora_jax.train.host import HUGE_PAGES
 
 DESCRIPTION = "the rank sweep, packed in one program, against HF PEFT run by run"
 PROBED = 30  # steps
@@ -107,7 +108,7 @@ def _measure(module: str, job: dict[str, Any]) -> dict[str, Any]:
             [sys.executable, "-m", module, given],
             capture_output=True,
             text=True,
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "GLIBC_TUNABLES": HUGE_PAGES},
         )
     if done.returncode:
         raise RuntimeError(f"{module} failed:\n{done.stderr[-4000:]}")
