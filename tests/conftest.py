@@ -27,7 +27,7 @@ from lora_jax.models import bert
 from lora_jax.models.heads import Classifier
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import member, packed_step, stack
-from lora_jax.train.step import Program, RunState, StepMetrics
+from lora_jax.train.step import Program, RunState, StepMetrics, program_of
 from lora_jax.weights import load
 from lora_jax.weights.sources import resolve
 
@@ -139,14 +139,9 @@ def pack_of(texts) -> Callable[..., Pack]:
 
     def pack_of(base: nnx.Module, runs: Sequence[RunConfig], *, buckets: tuple[int, ...] = (12,)) -> Pack:
         first = runs[0]
-        program = Program(
-            method=first.method.name,
-            optim=first.optim.name,
-            schedule=first.optim.schedule,
-            dropping=any(run.shape()["dropping"] for run in runs),
-            dtype=first.dtype,
-            unroll=first.model.unroll,
-        )
+        # Runs with dropout beside runs without it, which a plan would keep apart: their rate is 0.
+        dropping = any(run.shape()["dropping"] for run in runs)
+        program = dataclasses.replace(program_of(first), dropping=dropping)
         batches = TrainBatches(texts, batch=first.batch, buckets=buckets, seeds=[run.seed for run in runs])
         starts = [METHODS[program.method].start(base, run) for run in runs]
         hypers = [hyper_of(run, run.steps_of(batches.steps_per_epoch)) for run in runs]
