@@ -20,6 +20,8 @@ SWEPT = ("rank=4,8", "steps=6", "eval_every=3", "log_every=1", "checkpoint_every
 DEADLY = """
 import importlib, os, runpy, signal, sys
 where, name, nth, command, *sys.argv[1:] = sys.argv[1:]
+# A shell's background job, such as CI may be, starts with the keyboard's signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 owner = importlib.import_module(where)
 *path, last = name.split(".")
 for part in path:

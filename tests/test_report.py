@@ -272,6 +272,18 @@ def test_best_learning_rate_is_chosen_on_validation(tmp_path):
     assert (tmp_path / "report" / "quality-by-lr.png").exists()
 
 
+def test_of_a_loss_less_is_more(tmp_path):
+    """What writes is chosen by its loss on validation, and shown by its BLEU on the test set."""
+    for lr, loss, score in ((1e-3, 1.1, 60.0), (1e-2, 1.3, 66.0)):
+        own = {"metric": "bleu", "select": "loss", "test": {"bleu": score, "loss": 1.2}, "valid_best": {"loss": loss}}
+        write_run(tmp_path, {"rank": 4, "lr": lr}, **own)
+        write_run(tmp_path, {"rank": 8, "lr": lr}, **own)
+    rows = load_rows(tmp_path)
+    assert {point.row.lr for point in at_best_lr(rows)} == {1e-3}
+    assert "at learning rate 0.001 reaches 60.00 test bleu" in finding(rows)
+    assert "own best learning rate, by mean validation loss" in build_report(tmp_path).read_text()
+
+
 @pytest.mark.parametrize(
     ("runs", "sentence"),
     [

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
-from lora_jax.data.tokens import Encoded
+from lora_jax.data.tokens import IGNORED, Encoded
 from lora_jax.errors import UserError
 
 
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
     tokens: Int32[np.ndarray, "runs batch length"]
     mask: Bool[np.ndarray, "runs batch length"]
-    labels: Int32[np.ndarray, "runs batch"]
+    labels: Int32[np.ndarray, "runs batch *length"]  # one for each example, or for each token
 
 
 class EvalBatch(NamedTuple):
@@ -53,7 +53,7 @@ class EvalBatch(NamedTuple):
 
     tokens: Int32[np.ndarray, "batch length"]
     mask: Bool[np.ndarray, "batch length"]
-    labels: Int32[np.ndarray, " batch"]
+    labels: Int32[np.ndarray, "batch *length"]  # noqa: F821
     weight: Float32[np.ndarray, " batch"]
     index: Int64[np.ndarray, " batch"]  # type: ignore[assignment]  # hides tuple.index, which nothing here calls
 
@@ -105,8 +105,7 @@ class TrainBatches:
         epoch, within = self._place(step)
         start = self._schedule(epoch)[within] * self.batch
         examples = self._order(epoch)[:, start : start + self.batch]
-        tokens, mask = _padded(self.encoded, examples, self.length_at(step), self.pad_id)
-        return Batch(tokens, mask, self.encoded.labels[examples])
+        return Batch(*self.encoded.padded(examples, self.length_at(step), self.pad_id))
 
     def _place(self, step: int) -> tuple[int, int]:
         if step < 0:
@@ -157,11 +156,11 @@ class EvalBatches:
     def __getitem__(self, i: int) -> EvalBatch:
         index = self._rows[i]
         real = index >= 0
-        tokens, mask = _padded(self.encoded, np.maximum(index, 0), self._lengths[i], self.pad_id)
+        tokens, mask, labels = self.encoded.padded(np.maximum(index, 0), self._lengths[i], self.pad_id)
         tokens[~real], mask[~real] = self.pad_id, False
         # Models divide by the number of tokens: a row that only fills up has one, a padding token.
         mask[~real, 0] = True
-        labels = np.where(real, self.encoded.labels[index], 0).astype(np.int32)
+        labels[~real] = IGNORED if self.encoded.by_token else 0
         return EvalBatch(tokens, mask, labels, real.astype(np.float32), index)
 
     def restore(self, rows: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
@@ -188,14 +187,6 @@ def seen_per_bucket(counts: Int[np.ndarray, " buckets"], batch: int) -> Int[np.n
     for _ in range(counts.sum() % batch):
         seen[seen.argmax()] -= 1
     return seen
-
-
-def _padded(
-    encoded: Encoded, examples: Int[np.ndarray, "..."], length: int, pad_id: int
-) -> tuple[Int32[np.ndarray, "... length"], Bool[np.ndarray, "... length"]]:
-    places = encoded.offsets[examples][..., None] + np.arange(length)
-    mask = places < encoded.offsets[examples + 1][..., None]
-    return np.where(mask, encoded.tokens.take(places, mode="clip"), np.int32(pad_id)), mask
 
 
 def _shuffled(n: int, *key: int) -> Int[np.ndarray, " n"]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -36,6 +37,20 @@ class Preprocessing:
                 image = image.resize(self.size[::-1], Image.Resampling(self.resample))
             batch.append((np.asarray(image) * np.float32(self.scale) - mean) / std)
         return np.stack(batch)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `read_preprocessing` reads this from."""
+        size = None if self.size is None else {"height": self.size[0], "width": self.size[1]}
+        return {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": size is not None,
+            **({} if size is None else {"size": size, "resample": int(self.resample)}),
+            "do_rescale": True,
+            "rescale_factor": self.scale,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:

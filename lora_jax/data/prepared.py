@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import UserError
+from lora_jax.data.raw import raw_files
 from lora_jax.weights.sources import cache_folder
 
 logger = logging.getLogger("lora_jax")
@@ -45,12 +45,3 @@ def open_builder(make: MakeBuilder, folder: Path, files: Sequence[str]) -> Any:
         if not Path(builder.data_dir).exists():
             raise
     return make(folder, home)
-
-
-def raw_files(folder: Path, files: Sequence[str]) -> list[Path]:
-    """The paths of `files` in `folder`; UserError if the folder or one of them is missing."""
-    missing = [name for name in files if not (folder / name).is_file()]
-    if not folder.is_dir() or missing:
-        what = f"it has no {', '.join(missing)}" if folder.is_dir() else "there is no such folder"
-        raise UserError(f"task.data_dir={str(folder.absolute())!r}: {what}; expected a folder with {', '.join(files)}")
-    return [folder / name for name in files]

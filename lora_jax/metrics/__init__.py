@@ -1,13 +1,12 @@
-"""Metrics by name. A new one is a function in a file here, and a row in METRICS."""
+"""How good a model is, in numbers: of classes (`classification`), and of what it writes (`language`).
 
-from collections.abc import Callable
+train/objective.py says which figures a kind of task has.
+"""
 
-import numpy as np
+# Figures of which less is more.
+LOWER = ("loss", "perplexity")
 
-from lora_jax.metrics.classification import accuracy, cross_entropy
 
-# From logits [examples, labels], labels [examples] and weights [examples] to one number.
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "loss": cross_entropy,
-}
+def better(name: str, new: float, old: float) -> bool:
+    """Whether `new` beats `old` as a figure called `name`."""
+    return new < old if name in LOWER else new > old

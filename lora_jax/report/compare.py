@@ -56,9 +56,9 @@ def points(rows: list[Row]) -> list[Point]:
 
 
 def at_best_lr(rows: list[Row]) -> list[Point]:
-    """`points`, of each configuration only the learning rate with the best mean validation metric.
+    """`points`, of each configuration only the learning rate that does best on validation, on average.
 
-    The test metric decides only where there is no validation metric. A learning rate at which a seed was lost is taken
+    The test metric decides only where there is no validation figure. A learning rate at which a seed was lost is taken
     only if there is no other: a mean over the survivors flatters it.
     """
     best: dict[tuple[Any, ...], Point] = {}
@@ -156,7 +156,7 @@ def _finding(rows: list[Row]) -> str:
     top = max(_quality(point)[1] for point in others)
     tied = [point for point in others if _quality(point)[1] == top]
     best = min(tied, key=lambda point: point.row.trainable or float("inf"))
-    by_valid = split == "test" and all(point.mean(lambda row: row.score("valid")) is not None for point in others)
+    by_valid = split == "test" and all(point.mean(lambda row: row.choice()) is not None for point in others)
     if len(others) == 1:
         opening = f"{_capital(_name(best, others, rows))}"
     else:
@@ -222,8 +222,7 @@ def _configuration(row: Row, extra: list[str]) -> tuple[Any, ...]:
 
 
 def _quality(point: Point) -> tuple[bool, float]:
-    for split in ("valid", "test"):
-        mean = point.mean(lambda row, split=split: row.score(split))  # type: ignore[misc]
-        if mean is not None:
+    for of in (lambda row: row.choice(), lambda row: row.score("test")):
+        if (mean := point.mean(of)) is not None:
             return point.missing == 0, mean
     return False, float("-inf")

@@ -355,9 +355,10 @@ def _notes(rows: list[Row], found: list[Point], *, spread: bool = True) -> str:
     if _has_spread(found):
         notes.append("Means over seeds" + ("; the bands and bars are one standard deviation." if spread else "."))
     if several_lrs(rows):
-        by = "validation" if any(row.score("valid") is not None for row in rows) else "test"
+        chosen = next((row for row in rows if row.choice() is not None), None)
         metric = next((row.metric for row in rows if row.metric), "metric")
-        notes.append(f"Each configuration is shown at its own best learning rate, by mean {by} {metric}.")
+        by = f"validation {chosen.select or metric}" if chosen else f"test {metric}"
+        notes.append(f"Each configuration is shown at its own best learning rate, by mean {by}.")
     return " ".join(notes)
 
 

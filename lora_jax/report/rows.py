@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.errors import UserError
+from lora_jax.metrics import LOWER
 from lora_jax.track import is_open, read_json, read_metrics
 
 _SKIPPED = {".hydra", "report", "checkpoints", "adapter", "wandb"}
@@ -41,6 +42,7 @@ class Row:
     base_parameters: int | None = None
     trainable_share: float | None = None
     metric: str | None = None
+    select: str | None = None
     test: dict[str, float] | None = None
     valid_best: dict[str, float] | None = None
     train_loss: float | None = None
@@ -59,8 +61,17 @@ class Row:
     def score(self, split: str) -> float | None:
         """The headline metric on "test", or the best seen on "valid"; None if it is not a number."""
         figures = self.test if split == "test" else self.valid_best
-        value = (figures or {}).get(self.metric or "")
-        return value if value is not None and math.isfinite(value) else None
+        return _finite((figures or {}).get(self.metric or ""))
+
+    def choice(self) -> float | None:
+        """The validation figure that chooses between runs, its sign such that more is better; None if there is none."""
+        name = self.select or self.metric or ""
+        value = _finite((self.valid_best or {}).get(name))
+        return -value if value is not None and name in LOWER else value
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def load_rows(sweep: Path) -> list[Row]:

@@ -8,22 +8,21 @@ from flax import nnx
 
 from lora_jax.data.batches import Batch, EvalBatches
 from lora_jax.delta import Delta
-from lora_jax.metrics import METRICS
+from lora_jax.train.objective import OBJECTIVES
 
 
 def evaluate(
-    logits_of, base: nnx.Module, params: Delta, constants: Any, batches: EvalBatches
+    kind: str, outputs_of, base: nnx.Module, params: Delta, constants: Any, batches: EvalBatches
 ) -> list[dict[str, float]]:
-    """Each run's metrics over `batches`: every example once, in float64 on the host.
+    """Each run's figures over `batches`: every example once, in float64 on the host.
 
-    `logits_of` is ``pack.packed_logits``; leaves of `params` and `constants` are ``[runs, ...]``.
+    `kind` is the task's; `outputs_of` is ``pack.packed_outputs``; leaves of `params` and `constants` are
+    ``[runs, ...]``.
     """
     rows = []
     for i in range(len(batches)):
         batch = batches[i]
-        # The next batch is computed while this one's logits are fetched: nothing waits inside the loop.
-        rows.append(logits_of(base, params, constants, jax.device_put(Batch(*batch[:3]))))
-    logits = batches.restore([np.asarray(row) for row in jax.device_get(rows)], axis=1)
-    labels = batches.encoded.labels
-    weights = np.ones(len(labels))
-    return [{name: metric(run, labels, weights) for name, metric in METRICS.items()} for run in logits]
+        # The next batch is computed while this one's outputs are fetched: nothing waits inside the loop.
+        rows.append(outputs_of(base, params, constants, jax.device_put(Batch(*batch[:3]))))
+    outputs = batches.restore([np.asarray(row) for row in jax.device_get(rows)], axis=1)
+    return [OBJECTIVES[kind].scores(run, batches.encoded.labels) for run in outputs]

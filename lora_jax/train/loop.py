@@ -15,15 +15,19 @@ import numpy as np
 from lora_jax.data.batches import Batch, EvalBatches, TrainBatches, prefetch
 from lora_jax.delta import Delta
 from lora_jax.methods import METHODS, Start
-from lora_jax.train import record
+from lora_jax.metrics import better
+from lora_jax.metrics.language import bleu
+from lora_jax.stopping import JUDGED_FROM, behind
+from lora_jax.train import memory, record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.evaluate import evaluate
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import member, packed_logits, packed_step, stack
+from lora_jax.train.pack import member, of_length, packed_outputs, packed_step, stack
 from lora_jax.train.plan import Point
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup
 from lora_jax.train.step import Program, RunState, StepMetrics, program_of
+from lora_jax.train.writing import decoding_of, packed_texts, save_texts, write
 from lora_jax.weights.adapters import save_adapter
 
 
@@ -61,29 +65,28 @@ def compile_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
 def _lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
     step, example = packed_step(pack.program), pack.batches[0]
     return {
-        length: step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, _of_length(example, length, 2))
+        length: step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, of_length(example, length, 2))
         for length in pack.batches.lengths()
     }
 
 
-def _lower_logits(setup: Setup, pack: Pack, *splits: EvalBatches) -> dict[int, Any]:
-    logits_of = packed_logits(pack.program)
-    examples = {length: Batch(*batches[0][:3]) for batches in splits for length in batches.lengths()}
+def _lower_outputs(setup: Setup, pack: Pack, *splits: EvalBatches) -> dict[tuple[int, ...], Any]:
+    """By the shape of the tokens: rows, length."""
+    outputs_of = packed_outputs(pack.program)
+    examples = [of_length(Batch(*split[0][:3]), length, leading=1) for split in splits for length in split.lengths()]
     return {
-        length: logits_of.lower(
-            setup.base.model, pack.state.params, pack.constants, _of_length(example, length, leading=1)
-        )
-        for length, example in examples.items()
+        example.tokens.shape: outputs_of.lower(setup.base.model, pack.state.params, pack.constants, example)
+        for example in examples
     }
 
 
-def _of_length(example: Batch, length: int, leading: int) -> Batch:
-    """The shapes of `example`, its tokens of another length; `leading` axes come before those."""
-
-    def shape(leaf):
-        return jax.ShapeDtypeStruct((*leaf.shape[:leading], *[length] * (leaf.ndim - leading)), leaf.dtype)
-
-    return jax.tree.map(shape, example)
+def _lower_texts(setup: Setup, pack: Pack) -> dict[str, Any]:
+    if setup.prompts is None:
+        return {}
+    run = pack.points[0].config
+    tokens, mask = next(setup.prompts.batches(run.eval_batch))
+    texts_of = packed_texts(pack.program, decoding_of(run, setup.base))
+    return {"texts": texts_of.lower(setup.base.model, pack.state.params, pack.constants, tokens, mask)}
 
 
 def _compiled(lowered: dict[Any, Any]) -> dict[Any, Any]:
@@ -101,6 +104,7 @@ class Progress:
     tokens: list[int]
     train_loss: list[float | None]
     best: list[dict[str, float] | None]
+    stopped: list[int | None]  # the step at which `stop` ended a run
     seconds: float
 
 
@@ -118,10 +122,13 @@ class Loop:
         every = pack.batches.steps_per_epoch if every == "epoch" else every
         self.evaluations = [{*range(every, steps, every), int(steps)} for steps in pack.steps]
 
-    def run(self) -> list[dict[str, Any]]:
-        """Trains the pack and returns a summary for each run, which is in its folder too.
+    def run(self) -> list[int]:
+        """Trains the pack; each run's results are in its folder. Returns the places of runs that had better go on alone.
 
-        A run that diverges stops where it was and leaves the others as they are. The base is not touched.
+        Those have a checkpoint, and no results yet. A run that diverges stops where it was and leaves the others as
+        they are. The base is not touched. Raises MemoryError before the first step, if there is no room for the
+        compiled programs; what the device runs out of later is XLA's own error. Either way nothing that a checkpoint
+        holds is lost.
         """
         self._compile()
         with contextlib.ExitStack() as stack:
@@ -136,22 +143,36 @@ class Loop:
                 if not record.is_done(point.folder)
             }
             self._train(checkpoints)
-            return self._finish()
+            going = np.flatnonzero(self._going()).tolist()
+            if going:
+                self._checkpoint(checkpoints)
+            try:
+                self._finish([i for i in self.runs if i not in going])
+            except Exception as error:
+                if is_out_of_memory(error):  # training is over, and need not be done again
+                    self._checkpoint(checkpoints)
+                raise
+            return going
 
     def _compile(self) -> None:
         lengths = ", ".join(map(str, self.pack.batches.lengths()))
         self.show.stage(f"compiling {len(self.runs)} x {self.pack.program.method} for {lengths} tokens")
         started = time.monotonic()
         steps = {("step", n): step for n, step in _lower_steps(self.setup, self.pack).items()}
-        logits = {("logits", n): f for n, f in _lower_logits(self.setup, self.pack, self.valid, self.test).items()}
-        self.compiled = _compiled(steps | logits)
+        outputs = {
+            ("outputs", shape): f for shape, f in _lower_outputs(self.setup, self.pack, self.valid, self.test).items()
+        }
+        self.compiled = _compiled(steps | outputs | _lower_texts(self.setup, self.pack))
         self.compile_seconds = time.monotonic() - started
         self.peak_bytes = max(record.peak_bytes(self.compiled[key]) for key in steps)
+        wanted = memory.size(self.pack.state.params) + max(map(memory.added_bytes, self.compiled.values()))
+        if len(self.runs) > 1 and wanted > (room := memory.budget()):
+            raise MemoryError(f"its programs take {wanted / 2**30:.2f} GiB more, and there are {room / 2**30:.2f}")
 
     def _restore(self, checkpoints: PackCheckpoints) -> int | None:
         """Puts the pack where its newest checkpoint was; the step, or None where there is none."""
         none: list[Any] = [None] * len(self.runs)
-        self.progress = Progress(0, [True] * len(self.runs), [0] * len(self.runs), [*none], [*none], 0.0)
+        self.progress = Progress(0, [True] * len(self.runs), [0] * len(self.runs), [*none], [*none], [*none], 0.0)
         # Buffers of its own: the step donates the state's.
         self.best = jax.tree.map(jnp.copy, self.pack.state.params)
         restored = checkpoints.restore({"state": self.pack.state, "best": self.best})
@@ -160,6 +181,7 @@ class Loop:
         arrays, note = restored
         self.pack.state, self.best = jax.tree.map(jnp.asarray, (arrays["state"], arrays["best"]))
         self.progress = Progress(**note["progress"])
+        self._cut({i: step for i, step in enumerate(self.progress.stopped) if step is not None})
         return self.progress.step
 
     def _train(self, checkpoints: PackCheckpoints) -> None:
@@ -187,12 +209,19 @@ class Loop:
                 progress.seconds = time.monotonic() - began
                 self._validate()
                 began = time.monotonic() - progress.seconds  # scoring is no training time
-            if not (np.array(progress.live) & (self.pack.steps > progress.step)).any():
+            if not self._going().any() or self._worth_parting():
                 break
             if progress.step % config.checkpoint_every == 0:
                 progress.seconds = time.monotonic() - began
-                arrays = {"state": self.pack.state, "best": self.best}
-                checkpoints.save(progress.step, arrays, {"progress": dataclasses.asdict(progress)})
+                self._checkpoint(checkpoints)
+
+    def _going(self) -> np.ndarray:
+        """Which runs still train."""
+        return np.array(self.progress.live) & (self.pack.steps > self.progress.step)
+
+    def _checkpoint(self, checkpoints: PackCheckpoints) -> None:
+        arrays = {"state": self.pack.state, "best": self.best}
+        checkpoints.save(self.progress.step, arrays, {"progress": dataclasses.asdict(self.progress)})
 
     def _log(self, metrics: StepMetrics, moving: np.ndarray) -> None:
         self.progress.live = np.asarray(metrics.live).tolist()
@@ -203,38 +232,89 @@ class Loop:
 
     def _validate(self) -> None:
         """Scores every run that is due, and keeps the parameters of those that are better than they ever were."""
-        step, metric = self.progress.step, self.setup.task.metric
+        step, select = self.progress.step, self.setup.task.select
         self.show.stage(f"step {step}: scoring {len(self.valid.encoded)} validation examples")
         scores = self._score(self.pack.state.params, self.valid)
-        better = np.zeros(len(self.runs), bool)
+        improved = np.zeros(len(self.runs), bool)
         for i in self.runs:
-            if not self.progress.live[i] or step not in self.evaluations[i]:
+            if not self.progress.live[i] or step not in self.evaluations[i] or self.progress.stopped[i]:
                 continue
             self._write(i, {f"valid/{name}": value for name, value in scores[i].items()})
-            self.show.valid(i, scores[i][metric])
+            self.show.valid(i, scores[i][select])
             best = self.progress.best[i]
-            if best is None or scores[i][metric] > best[metric]:
-                better[i], self.progress.best[i] = True, {"step": step, **scores[i]}
-        self.best = _choose(jnp.asarray(better), self.pack.state.params, self.best)
+            if best is None or better(select, scores[i][select], best[select]):
+                improved[i], self.progress.best[i] = True, {"step": step, **scores[i]}
+        self.best = _choose(jnp.asarray(improved), self.pack.state.params, self.best)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Ends the runs that ask for it and have fallen behind, after a validation."""
+        step, select = self.progress.step, self.setup.task.select
+        lost = behind(select, [best and best[select] for best in self.progress.best])
+        ended = {}
+        for i in np.flatnonzero(self._going() & lost).tolist():
+            scored = sum(due <= step for due in self.evaluations[i])
+            if self.pack.points[i].config.stop == "median" and step in self.evaluations[i] and scored >= JUDGED_FROM:
+                ended[i] = self.progress.stopped[i] = step
+                self.show.say(f"pack {self.index}: {self.pack.points[i].name} is behind the median, ended at step {step}")
+        self._cut(ended)
+
+    def _cut(self, ended: dict[int, int]) -> None:
+        """Makes runs end at those steps: a step leaves a run alone that is as long as it was to be."""
+        if ended:
+            for i, step in ended.items():
+                self.pack.steps[i] = step
+            cut = jnp.asarray(self.pack.steps, self.pack.hyper.steps.dtype)
+            self.pack.hyper = self.pack.hyper._replace(steps=cut)
+
+    def _worth_parting(self) -> bool:
+        """Whether runs that outlived stopped ones should go on in a program of their own.
+
+        So they should when half of the pack has ended, and what the dead weight would cost is more than compiling took.
+        """
+        progress = self.progress
+        ended = 1 - self._going().mean()
+        left = progress.seconds / progress.step * (self.total - progress.step)
+        return any(progress.stopped) and ended >= 0.5 and ended * left > self.compile_seconds
 
     def _score(self, params: Delta, split: EvalBatches) -> list[dict[str, float]]:
-        def logits_of(base, params, constants, batch):
-            return self.compiled["logits", batch.tokens.shape[-1]](base, params, constants, batch)
+        def outputs_of(base, params, constants, batch):
+            return self.compiled["outputs", batch.tokens.shape](base, params, constants, batch)
 
-        return evaluate(logits_of, self.setup.base.model, params, self.pack.constants, split)
+        model, kind = self.setup.base.model, self.setup.task.kind
+        return evaluate(kind, outputs_of, model, params, self.pack.constants, split)
 
-    def _finish(self) -> list[dict[str, Any]]:
-        """The test scores at each run's best validation, its adapter and its summary."""
+    def _write_texts(self) -> list[dict[str, float]]:
+        """What each run's best model writes for the test prompts, in its folder; and how good it is."""
+        prompts = self.setup.prompts
+        if prompts is None:
+            return [{} for _ in self.runs]
+        self.show.stage(f"writing {len(self.runs)} x {len(prompts)} test texts")
+        decoding = decoding_of(self.config, self.setup.base)
+        texts = write(
+            self.compiled["texts"],
+            self.setup.base,
+            self.best,
+            self.pack.constants,
+            prompts,
+            decoding,
+            self.config.eval_batch,
+        )
+        for i in self.trackers:
+            save_texts(self.pack.points[i].folder / "texts.jsonl", prompts, texts[i])
+        return [{"bleu": bleu(own, prompts.references)} for own in texts]
+
+    def _finish(self, ended: Sequence[int]) -> None:
+        """The test scores at the best validation of each run that has `ended`, its adapter and its summary."""
         self.show.stage(f"scoring {len(self.test.encoded)} test examples")
         scores = self._score(self.best, self.test)
+        scores = [own | written for own, written in zip(scores, self._write_texts(), strict=True)]
         updates, live = jax.device_get((self.pack.state.step, self.pack.state.live))
-        progress, summaries = self.progress, []
-        for i, point in enumerate(self.pack.points):
-            if i not in self.trackers:
-                summaries.append(record.done_summary(point.folder))
-                continue
+        progress = self.progress
+        for i in [i for i in ended if i in self.trackers]:
+            point = self.pack.points[i]
             summary = record.identity(self.setup, point, self.pack.starts[i]) | {
-                "status": "finished" if live[i] else "diverged",
+                "status": "diverged" if not live[i] else "stopped" if progress.stopped[i] else "finished",
                 "error": None if live[i] else f"diverged at step {int(updates[i]) + 1}",
                 "steps": int(updates[i]),
                 "test": scores[i] if live[i] else None,
@@ -253,8 +333,6 @@ class Loop:
                 adapter = point.folder / "adapter"
                 summary["adapter_bytes"] = self._save(i, adapter)
             self.trackers[i].finish(summary, adapter)
-            summaries.append(summary)
-        return summaries
 
     def _save(self, i: int, folder: Path) -> int:
         start = self.pack.starts[i]
@@ -273,7 +351,12 @@ class Loop:
             self.trackers[i].log({"step": step, "tokens": self.progress.tokens[i], **figures})
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether `error` says that the device, or a plan for it, has too little memory for a pack."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 @jax.jit
-def _choose(better: jax.Array, new: Any, old: Any) -> Any:
-    """For each run the new parameters where they are better, else the old."""
-    return jax.tree.map(lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old)
+def _choose(improved: jax.Array, new: Any, old: Any) -> Any:
+    """For each run the new parameters where it has improved, else the old."""
+    return jax.tree.map(lambda new, old: jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old)

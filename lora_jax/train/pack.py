@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lora_jax.data.batches import Batch
 from lora_jax.delta import Delta, ranks, resize
 from lora_jax.errors import UserError
 from lora_jax.methods import Start
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper
-from lora_jax.train.step import Program, RunState, logits_of, start_state, train_step
+from lora_jax.train.step import Program, RunState, outputs_of, start_state, train_step
 
 
 def stack(program: Program, starts: Sequence[Start], hypers: Sequence[Hyper]) -> tuple[RunState, Any, Hyper]:
@@ -76,6 +77,18 @@ def packed_step(program: Program):
     return jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0, 0)), donate_argnums=1)
 
 
-def packed_logits(program: Program):
-    """``(base, params, constants, batch) -> logits [runs, batch, labels]``; all runs see the same batch."""
-    return jax.jit(jax.vmap(functools.partial(logits_of, program), in_axes=(None, 0, 0, None)))
+def packed_outputs(program: Program):
+    """``(base, params, constants, batch) -> outputs [runs, batch, ...]``; all runs see the same batch.
+
+    Of a classifier they are its logits; train/objective.py has the rest.
+    """
+    return jax.jit(jax.vmap(functools.partial(outputs_of, program), in_axes=(None, 0, 0, None)))
+
+
+def of_length(example: Batch, length: int, leading: int) -> Batch:
+    """The shapes of `example`, its tokens of another length; `leading` axes come before those."""
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct((*leaf.shape[:leading], *[length] * (leaf.ndim - leading)), leaf.dtype)
+
+    return jax.tree.map(shape, example)

@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.config import RunConfig
 from lora_jax.data.batches import Batch
+from lora_jax.data.tasks import kind_of
 from lora_jax.delta import Delta, graft
 from lora_jax.methods import METHODS
+from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
 
 # A run whose loss is not finite, or above this many times its first loss, has diverged: it stops where it was.
@@ -24,22 +26,30 @@ class Program:
     """What is compiled in: the settings that the runs of a pack have in common."""
 
     method: str
+    kind: str  # of the task
     optim: str
     schedule: str
     dropping: bool
     dtype: str
     unroll: int | bool  # as jax.lax.scan takes it
+    remat: str
+    attention: str
 
 
 def program_of(run: RunConfig) -> Program:
     """The program that `run` is trained by, with every other run of the same ``run.shape()``."""
+    # Without a loop, XLA on a CPU computes again right away what `remat` left out, and nothing is saved.
+    whole_stack = jax.default_backend() == "cpu" and run.model.remat == "none"
     return Program(
         method=run.method.name,
+        kind=kind_of(run.task.name),
         optim=run.optim.name,
         schedule=run.optim.schedule,
         dropping=bool(run.shape()["dropping"]),
         dtype=run.dtype,
-        unroll=jax.default_backend() == "cpu" if run.model.unroll == "auto" else run.model.unroll,
+        unroll=whole_stack if run.model.unroll == "auto" else run.model.unroll,
+        remat=run.model.remat,
+        attention=run.model.attention,
     )
 
 
@@ -67,10 +77,33 @@ def start_state(program: Program, params: Delta, hyper: Hyper) -> RunState:
     return RunState(params, opt_state, jnp.int32(0), jnp.bool_(True), jnp.asarray(jnp.inf, hyper.lr.dtype))
 
 
-def logits_of(program: Program, base: nnx.Module, params: Delta, constants: Any, batch: Batch, **how) -> Array:
-    """The grafted model's output for `batch`."""
-    model = graft(base, METHODS[program.method].materialise(params, constants))
-    return model(batch.tokens, batch.mask, dtype=jnp.dtype(program.dtype), unroll=program.unroll, **how)
+def how(program: Program) -> dict[str, Any]:
+    """How the program runs a model, as every model's call takes it."""
+    return {
+        "dtype": jnp.dtype(program.dtype),
+        "unroll": program.unroll,
+        "remat": program.remat,
+        "attention": program.attention,
+    }
+
+
+def adapted(program: Program, base: nnx.Module, params: Delta, constants: Any) -> nnx.Module:
+    """`base` with a run's delta grafted into it."""
+    return graft(base, METHODS[program.method].materialise(params, constants))
+
+
+def loss_of(
+    program: Program, base: nnx.Module, params: Delta, constants: Any, hyper: Hyper, batch: Batch, step: Array | int
+) -> Float[Array, ""]:
+    """What a run minimises, at its `step`: dropout depends on that and on the run's seed alone."""
+    key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.dropping else None
+    model = adapted(program, base, params, constants)
+    return OBJECTIVES[program.kind].loss(model, batch, rate=hyper.dropout, key=key, **how(program))
+
+
+def outputs_of(program: Program, base: nnx.Module, params: Delta, constants: Any, batch: Batch) -> Array:
+    """What scoring keeps of each example: ``[batch, labels]`` logits of a classifier (see train/objective.py)."""
+    return OBJECTIVES[program.kind].outputs(adapted(program, base, params, constants), batch, **how(program))
 
 
 def train_step(
@@ -78,12 +111,9 @@ def train_step(
 ) -> tuple[RunState, StepMetrics]:
     """One update of the delta. The base is read, never written; a diverged or finished run stays as it is."""
 
-    def loss_of(params):
-        key = jax.random.fold_in(jax.random.key(hyper.seed), state.step) if program.dropping else None
-        logits = logits_of(program, base, params, constants, batch, rate=hyper.dropout, key=key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
-
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    loss, grads = jax.value_and_grad(
+        lambda params: loss_of(program, base, params, constants, hyper, batch, state.step)
+    )(state.params)
     rate = learning_rate(hyper, state.step, program.schedule)
     updates, opt_state = optimizer(program.optim, hyper, rate).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

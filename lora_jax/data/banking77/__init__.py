@@ -27,4 +27,11 @@ def load(data_dir: Path | None = None) -> Task:
         rows = list(sources[theirs])
         texts = [row["text"].decode() for row in rows]
         splits[ours] = Examples(texts, np.array([row["label"] for row in rows], np.int32))
-    return Task(name="banking77", kind="classification", labels=names, metric="accuracy", splits=splits)
+    return Task(
+        name="banking77",
+        kind="classification",
+        labels=names,
+        metric="accuracy",
+        select="accuracy",
+        splits=splits,
+    )
