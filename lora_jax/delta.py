@@ -16,12 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from lora_jax.errors import UserError
+from lora_jax.models.quantised import is_quantised
+
 Delta = dict[str, Any]  # an array, or a dict of arrays, by path
 
 
 def parameters(module: nnx.Module) -> dict[str, Array]:
-    """Every parameter of `module` by path, ``"backbone/layers/attn/q/kernel"``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(module)
+    """Every parameter of `module` by path, ``"backbone/layers/attn/q/kernel"``; a quantised kernel is one of them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=is_quantised)
     return {_path(keys): leaf for keys, leaf in leaves}
 
 
@@ -43,17 +46,26 @@ def graft(base: nnx.Module, delta: Delta) -> nnx.Module:
 
 
 def merge(base: nnx.Module, delta: Delta, *, sign: int = 1) -> nnx.Module:
-    """A model without slots that computes what ``graft(base, delta)`` does: each kernel becomes W + A·B.
+    """A model without slots that computes what ``graft(base, delta)`` does: each kernel or table becomes W + A·B.
 
-    `delta` is a method's materialised delta (scale folded into B). ``sign=-1`` takes A·B away again.
+    `delta` is a method's materialised delta (scale folded into B). ``sign=-1`` takes A·B away again. A quantised base
+    becomes one of full width, every kernel of it: W + A·B would be rounded to few bits again.
+
+    Raises UserError for a pair on an embedding whose table is the output layer too (a head's `tied`): grafted it adapts
+    the lookup alone, as in PEFT, and merged it would change the output.
     """
+    base = graft(base, {path: leaf.astype(leaf.dtype) for path, leaf in parameters(base).items() if is_quantised(leaf)})
     kernels = parameters(base)
     merged = {}
     for path, value in delta.items():
         if isinstance(value, dict):
-            kernel = path.removesuffix("/lora") + "/kernel"
-            product = product_of(value).astype(kernels[kernel].dtype)
-            merged[kernel] = kernels[kernel] + sign * product
+            owner = path.removesuffix("/lora")
+            if owner == getattr(base, "tied", None):
+                raise UserError(
+                    f"{owner} is adapted, and its table is the output layer too: it cannot be merged, only grafted"
+                )
+            name = f"{owner}/kernel" if f"{owner}/kernel" in kernels else f"{owner}/embedding"
+            merged[name] = kernels[name] + sign * product_of(value).astype(kernels[name].dtype)
         else:
             merged[path] = value
     return graft(base, merged)
@@ -96,8 +108,8 @@ def resize(delta: Delta, rank: dict[str, int]) -> Delta:
 
 
 def count(tree) -> int:
-    """How many numbers a tree of arrays (or of shapes) holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    """How many numbers a tree of arrays (or of shapes) holds; a quantised kernel as many as it stands for."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree, is_leaf=is_quantised))
 
 
 def _path(keys) -> str:

@@ -1,9 +1,10 @@
 """Which weights LoRA adapts: from what a person types to ranks and alphas, layer by layer.
 
-A *site* is a linear layer that has a LoRA slot, named by its path without the layer's number
-(``backbone/layers/attn/q``); its weights are stacked over layers. An expression picks sites and layers:
+A *site* is a linear layer or an embedding that has a LoRA slot, named by its path without the layer's number
+(``backbone/layers/attn/q``); weights of layers are stacked. An expression picks sites and layers:
 
-    qv                   a group: q k v o qv qkvo mlp all
+    qv                   a group: q k v o qv qkvo mlp all, all of which are linear layers of blocks;
+                         embed (of words), patch (ViT's projection)
     q+v+mlp              several, joined by +
     all@6:               only some layers, as in a Python slice: @:6, @6:, @0:12:2, @-1
     re:attn/[qv]$        a regular expression, searched for in names such as backbone/layers/3/attn/q;
@@ -14,6 +15,7 @@ this file exists to prevent.
 """
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -31,17 +33,20 @@ GROUPS = {
     "qkvo": r"/attn/[qkvo]$",
     "mlp": r"/layers/\d+/mlp/",
     "all": r"/layers/\d+/(attn|mlp)/",
+    "embed": r"/embed(/word)?$",
+    "patch": r"/embed/patch$",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A linear layer: `layers` is None where it is not stacked."""
+    """A linear layer, or an embedding of `d_in` rows, a `lookup`; `layers` is None where it is not stacked."""
 
     path: str
     d_in: int
     d_out: int
     layers: int | None
+    lookup: bool = False
 
     def names(self) -> list[str]:
         """One name per layer, as regular expressions see them."""
@@ -60,13 +65,14 @@ class Placement:
 
 
 def sites(base: nnx.Module) -> dict[str, Site]:
-    """Every linear layer of `base` below its head, by path. `base` may be abstract (shapes only)."""
+    """Every linear layer and embedding of `base` below its head, by path. `base` may be abstract (shapes only)."""
     found = {}
-    for path, kernel in parameters(base).items():
+    for path, weight in parameters(base).items():
         owner, _, name = path.rpartition("/")
-        if name == "kernel" and not owner.startswith("head"):
-            *stacked, d_in, d_out = kernel.shape
-            found[owner] = Site(owner, d_in, d_out, stacked[0] if stacked else None)
+        slotted = hasattr(functools.reduce(getattr, owner.split("/") if owner else [], base), "lora")
+        if name in ("kernel", "embedding") and slotted and not owner.startswith("head"):
+            *stacked, d_in, d_out = weight.shape
+            found[owner] = Site(owner, d_in, d_out, stacked[0] if stacked else None, name == "embedding")
     return found
 
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from families import CONFIGS, model_of
 
 from lora_jax.errors import UserError
 from lora_jax.models import bert
@@ -26,9 +27,14 @@ def alpha_of(rank):
     return 2.0 * rank
 
 
-def test_sites_are_the_linear_layers_below_the_head():
+def test_sites_are_the_linear_layers_and_embeddings_below_the_head():
     found = sites(MODEL)
-    assert list(found) == [f"{ATTN}/{name}" for name in "koqv"] + [f"{MLP}/down", f"{MLP}/up", "backbone/pooler"]
+    layers = [f"{ATTN}/{name}" for name in "koqv"] + [f"{MLP}/down", f"{MLP}/up", "backbone/pooler"]
+    tables = [f"backbone/embed/{name}" for name in ("position", "type", "word")]
+    assert {path: site.lookup for path, site in found.items()} == dict.fromkeys(layers, False) | dict.fromkeys(
+        tables, True
+    )
+    assert (found[tables[2]].d_in, found[tables[2]].d_out, found[tables[2]].layers) == (30522, 384, None)
     up, pooler = found[f"{MLP}/up"], found["backbone/pooler"]
     assert (up.d_in, up.d_out, up.layers) == (384, 1536, 6)
     assert (pooler.d_in, pooler.d_out, pooler.layers) == (384, 384, None)
@@ -85,15 +91,33 @@ def test_each_term_has_its_own_layers():
 
 def test_a_regex_reaches_what_no_group_does():
     assert picked("re:pooler") == {"backbone/pooler": [0]}
+    assert picked("re:embed") == {f"backbone/embed/{name}": [0] for name in ("position", "type", "word")}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_embeddings_have_one_name_in_every_family_and_all_is_without_them(name):
+    model = model_of(name)
+    table = "backbone/embed/patch" if name == "vit" else "backbone/embed"
+    table += "/word" if name in ("bert", "roberta", "deberta") else ""
+    group = "patch" if name == "vit" else "embed"
+    assert list(place(model, group, 2, float)) == [table]
+    assert set(place(model, f"all+{group}", 2, float)) == set(place(model, "all", 2, float)) | {table}
+    assert not any("embed" in path for path in place(model, "all", 2, float))
 
 
 @pytest.mark.parametrize(
     "expression, message",
     [
-        ("query", r"targets='query': 'query' is no group; use q, k, v, o, qv, qkvo, mlp, all, or re:<regex>"),
+        (
+            "query",
+            r"targets='query': 'query' is no group; use q, k, v, o, qv, qkvo, mlp, all, embed, patch, or re:<regex>",
+        ),
         ("q+", r"targets='q\+': '' is no group"),
         ("Q", r"'Q' is no group"),
-        ("re:c_attn", r"'re:c_attn' matches nothing; this model has backbone/layers/attn/k \(6 layers\), .*pooler$"),
+        (
+            "re:c_attn",
+            r"'re:c_attn' matches nothing; this model has backbone/embed/position, .*attn/k \(6 layers\), .*pooler$",
+        ),
         ("q+re:c_attn", r"targets='q\+re:c_attn': 're:c_attn' matches nothing"),
         ("q@6", r"'q@6' matches nothing; this model has"),
         ("q@7:", r"'q@7:' matches nothing"),

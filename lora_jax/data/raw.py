@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def raw_folder(task: str, data_dir: Path | None, files: Sequence[Raw], archive: 
     if data_dir is None:
         folder = cache_folder().absolute() / "raw" / task
         if not folder.is_dir():
-            _publish(folder, lambda into: [_fetch(task, raw, into) for raw in files])
+            _publish(folder, lambda into: _fetch(task, files, into))
         return folder
     if any((data_dir / name).is_file() for name in names) or not (data_dir / archive).is_file():
         raw_files(data_dir, names)
@@ -59,7 +59,7 @@ def raw_folder(task: str, data_dir: Path | None, files: Sequence[Raw], archive: 
     return folder
 
 
-def _publish(folder: Path, write) -> None:
+def _publish(folder: Path, write: Callable[[Path], None]) -> None:
     """`folder`, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".raw-", dir=folder.parent) as temporary:
@@ -73,7 +73,12 @@ def _publish(folder: Path, write) -> None:
                 raise
 
 
-def _fetch(task: str, raw: Raw, into: Path) -> None:
+def _fetch(task: str, files: Sequence[Raw], into: Path) -> None:
+    for raw in files:
+        _fetch_one(task, raw, into)
+
+
+def _fetch_one(task: str, raw: Raw, into: Path) -> None:
     url = raw.home + raw.name
     logger.info("fetching %s", url)
     try:

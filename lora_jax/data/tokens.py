@@ -76,8 +76,9 @@ def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int) -> Enc
 def tokenize_pairs(examples: Examples, tokenizer: "Tokenizer", end: int, max_length: int) -> Encoded:
     """What a causal language model reads to learn to write: each text, SEPARATOR, what to write.
 
-    A token's label is the next token where that is of what is to be written, `end` for its last, else IGNORED. Text and reference are tokenised apart, as they are when the text alone is given (`prompts`). What is
-    longer than `max_length` is cut at its end. Raises UserError where that leaves nothing of a reference.
+    A token's label is the next token where that is of what is to be written, `end` for its last, else IGNORED. Text
+    and reference are tokenised apart, as they are when the text alone is given (`prompts`). What is longer than
+    `max_length` is cut at its end. Raises UserError where a text leaves no room.
     """
     given = prompts(examples.texts, tokenizer)
     written = _ids(tokenizer, list(examples.labels), special=False)

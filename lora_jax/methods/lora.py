@@ -2,7 +2,8 @@
 
 A is ``[d_in, r]`` and B ``[r, d_out]``; the paper's eq. 3 has the transposed kernel, W + (α/r)·B·A. B starts at
 zero. A starts at U(-1/√d_in, 1/√d_in), as loralib and PEFT do (``kaiming_uniform(a=√5)``), or at N(0, 1/d_in), the
-Gaussian that the paper names.
+Gaussian that the paper names. An embedding's pair starts the other way round, as loralib's and PEFT's do: A, whose
+rows are looked up, at zero and B at N(0, 1).
 """
 
 import functools
@@ -76,11 +77,15 @@ def _settings(run: RunConfig) -> LoraConfig:
 
 def _pair(placement: Placement, seed: int, slot: str, init: str) -> dict[str, jax.Array]:
     site, rank = placement.site, int(placement.rank.max())
+    if site.lookup:
+        rows = jax.random.normal(key_of(seed, slot), (rank, site.d_out), _wide())
+        return {"a": jnp.zeros((site.d_in, rank), _wide()), "b": rows}
     layers = len(placement.rank)
     a = np.zeros((layers, site.d_in, rank), _wide())
     for own in np.unique(placement.rank[placement.rank > 0]):
         index = np.flatnonzero(placement.rank == own)
-        a[index, :, :own] = _draw(key_of(seed, slot), index, site.d_in, int(own), init)
+        with jax.ensure_compile_time_eval():  # so that jax.eval_shape can ask for the shapes alone
+            a[index, :, :own] = _draw(key_of(seed, slot), index, site.d_in, int(own), init)
     b = np.zeros((layers, rank, site.d_out), _wide())
     if site.layers is None:
         a, b = a[0], b[0]

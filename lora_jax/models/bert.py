@@ -1,12 +1,17 @@
 """BERT (Devlin et al., arXiv 1810.04805) and its small relatives, such as MiniLM: post-norm encoder blocks."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, attention, dropout, fold, gelu, scan_layers, stack
+from lora_jax.errors import UserError
+from lora_jax.models.attention import DROPPING, Front, View, uses_cudnn
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, scan_layers, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,11 @@ class BertConfig:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of a text."""
+        return self.max_position_embeddings
+
 
 class Attention(nnx.Module):
     def __init__(self, config: BertConfig):
@@ -36,10 +46,10 @@ class Attention(nnx.Module):
         self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
         self.heads = config.num_attention_heads
 
-    def __call__(self, x, mask, rate, key: Key):
+    def __call__(self, x, view: View, key: Key):
         split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
-        mixed = attention(q, k, v, mask, rate=rate, key=fold(key, 3))
+        mixed = view.attend(q, k, v, fold(key, 3))
         return self.o(mixed.reshape(x.shape), fold(key, 4))
 
 
@@ -53,16 +63,18 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, config: BertConfig):
-        self.attn = Attention(config)
+    """`attention` makes another family's attention in place of BERT's, from a config with BERT's names."""
+
+    def __init__(self, config: Any, attention: Callable[[Any], nnx.Module] = Attention):
+        self.attn = attention(config)
         self.attn_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
 
-    def __call__(self, x, mask, rate, key: Key):
-        mixed = self.attn(x, mask, rate, fold(key, 0))
-        x = self.attn_norm(x + dropout(mixed, rate, fold(key, 1)))
-        return self.mlp_norm(x + dropout(self.mlp(x, fold(key, 2)), rate, fold(key, 3)))
+    def __call__(self, x, view: View, key: Key):
+        mixed = self.attn(x, view, fold(key, 0))
+        x = self.attn_norm(x + dropout(mixed, view.rate, fold(key, 1)))
+        return self.mlp_norm(x + dropout(self.mlp(x, fold(key, 2)), view.rate, fold(key, 3)))
 
 
 class Embeddings(nnx.Module):
@@ -72,8 +84,8 @@ class Embeddings(nnx.Module):
         self.type = Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
 
-    def __call__(self, tokens, types):
-        return self.norm(self.word(tokens) + self.type(types) + self.position(jnp.arange(tokens.shape[-1])))
+    def __call__(self, tokens, types, positions, dtype):
+        return self.norm(self.word(tokens, dtype) + self.type(types, dtype) + self.position(positions, dtype))
 
 
 class Bert(nnx.Module):
@@ -93,14 +105,37 @@ class Bert(nnx.Module):
         *,
         rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        dtype: jnp.dtype = jnp.float32,
-        unroll: int = 1,
+        dtype: DTypeLike = jnp.float32,
+        unroll: int | bool = 1,
+        remat: str = "none",
+        attention: str = "auto",
     ) -> Float[Array, "batch tokens width"]:
-        """Hidden states after the last block. With `key`, dropout at `rate` is on, as in training."""
+        """Hidden states after the last block. With `key`, dropout at `rate` is on, as in training.
+
+        `unroll` and `remat` are `scan_layers`'s, `attention` is one of attention.IMPLEMENTATIONS. Raises UserError for
+        more tokens than there are positions.
+        """
+        longest = self.config.longest
+        if tokens.shape[-1] > longest:
+            raise UserError(
+                f"texts of {tokens.shape[-1]} tokens: this {type(self).__name__} has positions for {longest}"
+            )
         types = jnp.zeros_like(tokens) if types is None else types
-        x = dropout(self.embed(tokens, types).astype(dtype), rate, fold(key, 0))
-        wide = mask[:, None, None, :]
-        return scan_layers(self.layers, x, fold(key, 1), lambda block, x, key: block(x, wide, rate, key), unroll=unroll)
+        x = dropout(self.embed(tokens, types, self.positions(mask), dtype), rate, fold(key, 0))
+        d_head = self.config.hidden_size // self.config.num_attention_heads
+        cudnn = uses_cudnn(attention, dtype, d_head, {DROPPING: key is not None})
+        front = Front.of(mask) if cudnn else Front()
+        view = View(mask[:, None, None, :], rate, cudnn, front)
+
+        def apply(block, x, key):
+            return block(x, view, key)
+
+        x = scan_layers(self.layers, front.enter(x), fold(key, 1), apply, unroll=unroll, remat=remat)
+        return front.leave(x)
+
+    def positions(self, mask: Bool[Array, "batch tokens"]) -> Int[Array, "#batch tokens"]:
+        """Each token's row in the table of positions: its place in the text."""
+        return jnp.arange(mask.shape[-1])[None]
 
     def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """BERT's pooler: a tanh layer on the first token."""

@@ -33,6 +33,19 @@ class Cache(NamedTuple):
         values = jax.lax.dynamic_update_slice(self.v, v[None].astype(self.v.dtype), start)
         return self._replace(k=keys, v=values), keys[layer].astype(k.dtype), values[layer].astype(v.dtype)
 
+    def repeat(self, times: int) -> "Cache":
+        """With every row of the batch `times` times, one after another."""
+        k, v = (jnp.repeat(x, times, axis=1) for x in (self.k, self.v))
+        return self._replace(k=k, v=v, mask=jnp.repeat(self.mask, times, axis=0))
+
+    def reorder(self, rows: Int[Array, " batch"], *, start: int = 0) -> "Cache":
+        """Row i goes on from what row ``rows[i]`` holds in the slots from `start` on.
+
+        Earlier slots stay: in a beam search the two rows hold the same prompt there.
+        """
+        k, v = (x.at[:, :, start:].set(x[:, rows, start:]) for x in (self.k, self.v))
+        return self._replace(k=k, v=v, mask=self.mask.at[:, start:].set(self.mask[rows, start:]))
+
 
 def empty_cache(
     layers: int, batch: int, slots: int, kv_heads: int, d_head: int, dtype: DTypeLike = jnp.float32

@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.bert import Mlp
+from lora_jax.models.attention import View, uses_cudnn
+from lora_jax.models.bert import Block
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, scan_layers, stack
 
 SUPPORTED: dict[str, Any] = {
@@ -85,43 +88,39 @@ class Positions(NamedTuple):
     row: Int[np.ndarray, " 2*tokens-1"]  # into `vectors`, for distances 1 - tokens, ..., tokens - 1
 
 
+@dataclasses.dataclass(frozen=True)
+class DebertaView(View):
+    """What every block is told beside its input."""
+
+    mask: Bool[Array, "batch 1 1 keys"]
+    positions: Positions = dataclasses.field(kw_only=True)
+
+
 class Attention(nnx.Module):
     def __init__(self, config: DebertaConfig):
         width = config.hidden_size
         self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
         self.heads = config.num_attention_heads
 
-    def __call__(self, x, mask, positions: Positions, rate, key: Key):
+    def __call__(self, x, view: DebertaView, key: Key):
         def split(x):
             return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
         q, k, v = (split(f(x, fold(key, i))) for i, f in enumerate((self.q, self.k, self.v)))
-        vectors = dropout(positions.vectors, rate, fold(key, 5))
+        vectors = dropout(view.positions.vectors, view.rate, fold(key, 5))
         # Which distance a place of a square of scores has is fixed, so no score is gathered: each query meets every
         # distance's key once (and each key every distance's query), and `shift` puts the products where they belong.
         far_q, far_k = (
-            jnp.take(split(f(vectors, fold(key, i))), positions.row, axis=0) for i, f in ((6, self.q), (7, self.k))
+            jnp.take(split(f(vectors, fold(key, i))), view.positions.row, axis=0) for i, f in ((6, self.q), (7, self.k))
         )
         scores = jnp.einsum("bthd,bshd->bhts", q, k)
         scores += shift(jnp.einsum("bthd,mhd->bhtm", q, far_k[::-1]))
         scores += shift(jnp.einsum("bshd,mhd->bhsm", k, far_q)).swapaxes(-1, -2)
         scores = scores.astype(jnp.promote_types(x.dtype, jnp.float32)) * (3 * q.shape[-1]) ** -0.5
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-        weights = dropout(jax.nn.softmax(scores, axis=-1).astype(x.dtype), rate, fold(key, 3))
-        return self.o(jnp.einsum("bhts,bshd->bthd", weights, v).reshape(x.shape), fold(key, 4))
-
-
-class Block(nnx.Module):
-    def __init__(self, config: DebertaConfig):
-        self.attn = Attention(config)
-        self.attn_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.mlp = Mlp(config.hidden_size, config.intermediate_size)
-        self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-
-    def __call__(self, x, mask, positions: Positions, rate, key: Key):
-        mixed = self.attn(x, mask, positions, rate, fold(key, 0))
-        x = self.attn_norm(x + dropout(mixed, rate, fold(key, 1)))
-        return self.mlp_norm(x + dropout(self.mlp(x, fold(key, 2)), rate, fold(key, 3)))
+        scores = jnp.where(view.mask, scores, jnp.finfo(scores.dtype).min)
+        weights = dropout(jax.nn.softmax(scores, axis=-1).astype(x.dtype), view.rate, fold(key, 3))
+        mixed = checkpoint_name(jnp.einsum("bhts,bshd->bthd", weights, v), "attention")
+        return self.o(mixed.reshape(x.shape), fold(key, 4))
 
 
 class Conv(nnx.Module):
@@ -149,8 +148,8 @@ class Embeddings(nnx.Module):
         self.distance = Embedding(2 * config.span, config.hidden_size)
         self.distance_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
 
-    def __call__(self, tokens, mask):
-        return self.norm(self.word(tokens)) * mask[..., None]
+    def __call__(self, tokens, mask, dtype):
+        return self.norm(self.word(tokens, dtype)) * mask[..., None].astype(dtype)
 
 
 class Deberta(nnx.Module):
@@ -159,7 +158,7 @@ class Deberta(nnx.Module):
     def __init__(self, config: DebertaConfig):
         self.embed = Embeddings(config)
         self.conv = Conv(config) if config.conv_kernel_size else nnx.data(None)
-        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.layers = stack(lambda: Block(config, Attention), config.num_hidden_layers)
         self.config = config
 
     def __call__(
@@ -169,19 +168,23 @@ class Deberta(nnx.Module):
         *,
         rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        dtype: jnp.dtype = jnp.float32,
-        unroll: int = 1,
+        dtype: DTypeLike = jnp.float32,
+        unroll: int | bool = 1,
+        remat: str = "none",
+        attention: str = "auto",
     ) -> Float[Array, "batch tokens width"]:
         """Hidden states after the last block; at masked places, numbers without meaning.
 
-        With `key`, dropout at `rate` is on, as in training. Any number of tokens will do: distances beyond the
-        farthest count as that.
+        With `key`, dropout at `rate` is on, as in training. `unroll` and `remat` are `scan_layers`'s. `attention` is
+        XLA's; raises UserError for ``cudnn``. Any number of tokens will do: distances beyond the farthest count as
+        that.
         """
-        embedded = dropout(self.embed(tokens, mask).astype(dtype), rate, fold(key, 0))
+        d_head = self.config.hidden_size // self.config.num_attention_heads
+        uses_cudnn(attention, dtype, d_head, {"DeBERTa adds positions to its scores": True})  # only to refuse it
+        embedded = dropout(self.embed(tokens, mask, dtype), rate, fold(key, 0))
         used, row = np.unique(distances(tokens.shape[-1], self.config) + self.config.span, return_inverse=True)
-        vectors = self.embed.distance_norm(self.embed.distance(jnp.asarray(used)))
-        positions = Positions(vectors.astype(dtype), row)
-        wide = mask[:, None, None, :]
+        vectors = self.embed.distance_norm(self.embed.distance(jnp.asarray(used), dtype))
+        view = DebertaView(mask[:, None, None, :], rate, positions=Positions(vectors, row))
         # The convolution reads the embeddings only, so it stays out of the scan; what it adds goes in after layer 0.
         added = None if self.conv is None else self.conv(embedded, mask, rate, fold(key, 2))
 
@@ -190,11 +193,11 @@ class Deberta(nnx.Module):
 
         def apply(item, x, key):
             block, first = item
-            x = block(x, wide, positions, rate, key)
+            x = block(x, view, key)
             return x if added is None else jax.lax.cond(first, join, lambda x: x, x)
 
         items = (self.layers, jnp.arange(self.config.num_hidden_layers) == 0)
-        return scan_layers(items, embedded, fold(key, 1), apply, unroll=unroll)
+        return scan_layers(items, embedded, fold(key, 1), apply, unroll=unroll, remat=remat)
 
     def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """The first token, [CLS], as it is; the head has a dense layer of its own for it."""
@@ -254,6 +257,7 @@ NAMES = {
     "encoder.layer.{}.output.LayerNorm.weight": "layers/mlp_norm/scale",
     "encoder.layer.{}.output.LayerNorm.bias": "layers/mlp_norm/bias",
 }
+WINDOWS = {"encoder.conv.conv.weight": lambda config: (config.hidden_size, config.conv_kernel_size)}  # see vit.py
 PREFIXES = ("", "deberta.")
 IGNORED = (
     r"(deberta\.)?embeddings\.(position_ids|position_embeddings\.weight)",

@@ -11,14 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.causality import Cache, causal_mask, empty_cache, positions_of
-from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, attention, fold, scan_layers, stack
-from lora_jax.models.rope import Rope, angles, read_rope, rotate
+from lora_jax.models.decoder import Decoder, DecoderView, Kind
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack
+from lora_jax.models.rope import Rope, read_rope, rotate
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -66,19 +63,26 @@ class GemmaConfig:
         return {FULL: rope, SLIDING: rope}
 
     @property
-    def ropes(self) -> dict[str, Rope]:
-        """The rotary embedding of either kind of layer."""
-        return self._ropes()
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(rope=self._ropes()[FULL]),) * self.num_hidden_layers
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """Each layer's kind of attention."""
-        return (FULL,) * self.num_hidden_layers
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.head_dim
 
     @property
     def scalar(self) -> float:
         """Scores are divided by this number's root."""
         return self.head_dim
+
+    @property
+    def cap(self) -> float | None:
+        """What attention's scores are softly capped at."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +103,19 @@ class Gemma2Config(GemmaConfig):
         object.__setattr__(self, "layer_types", tuple(kinds))
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        return self.layer_types or ()
+    def kinds(self) -> tuple[Kind, ...]:
+        kind = {
+            name: Kind(self.sliding_window if name == SLIDING else None, rope) for name, rope in self._ropes().items()
+        }
+        return tuple(kind[name] for name in self.layer_types or ())
 
     @property
     def scalar(self) -> float:
         return self.query_pre_attn_scalar
+
+    @property
+    def cap(self) -> float | None:
+        return self.attn_logit_softcapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +125,10 @@ class Gemma3Config(Gemma2Config):
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     sliding_window_pattern: int = 6
+
+    @property
+    def cap(self) -> float | None:
+        return None  # transformers, too, reads Gemma 3's cap and leaves it alone
 
     def _ropes(self) -> dict[str, Rope]:
         if isinstance(self.rope_parameters, tuple):
@@ -136,19 +151,16 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps, offset=1.0) if normed else nnx.data(None)
         self.d_head = d_head
         self.scale = (d_head / config.scalar) ** 0.5  # on top of attention's own 1/√d_head
-        # transformers, too, reads Gemma 3's cap and leaves it alone.
-        self.cap = config.attn_logit_softcapping if type(config) is Gemma2Config else None
+        self.cap = config.cap
 
-    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
+    def __call__(self, x, view: DecoderView, key: Key):
         q, k, v = (
             f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, angle), rotate(k, angle)
-        if cache is not None:
-            cache, k, v = cache.write(layer, k, v)
-        mixed = attention(q * self.scale, k, v, mask, rate=rate, key=fold(key, 3), cap=self.cap)
+        q, k = rotate(q, view.angle), rotate(k, view.angle)
+        mixed, cache = view.attend_back(q * self.scale, k, v, fold(key, 3), cap=self.cap)
         return self.o(mixed.reshape(*x.shape[:-1], -1), fold(key, 4)), cache
 
 
@@ -176,15 +188,15 @@ class Block(nnx.Module):
         self.mlp = Mlp(config)
         self.mlp_post_norm = norm() if after else nnx.data(None)
 
-    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
-        mixed, cache = self.attn(self.attn_norm(x), mask, angle, rate, fold(key, 0), layer, cache)
+    def __call__(self, x, view: DecoderView, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
         x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
         wide = self.mlp(self.mlp_norm(x), fold(key, 1))
         return x + (wide if self.mlp_post_norm is None else self.mlp_post_norm(wide)), cache
 
 
-class Gemma(nnx.Module):
-    """Token ids to hidden states."""
+class Gemma(Decoder):
+    """Token ids to hidden states; dropout on attention's probabilities alone."""
 
     def __init__(self, config: GemmaConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
@@ -192,45 +204,8 @@ class Gemma(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=1.0)
         self.config = config
 
-    def __call__(
-        self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
-        *,
-        rate: Float[Array, ""] | float = 0.0,
-        key: Key = None,
-        dtype: DTypeLike = jnp.float32,
-        unroll: int = 1,
-        positions: Int[Array, "batch tokens"] | None = None,
-        segments: Int[Array, "batch tokens"] | None = None,
-        cache: Cache | None = None,
-    ) -> Any:
-        """As models/llama.py's."""
-        config = self.config
-        positions = positions_of(mask, segments, cache) if positions is None else positions
-        cache = None if cache is None else cache.admit(mask)
-        turns = {kind: angles(positions, rope.frequencies(config.head_dim)) for kind, rope in config.ropes.items()}
-        full = causal_mask(mask, segments, cache)
-        near = causal_mask(mask, segments, cache, window=getattr(config, "sliding_window", None))
-
-        def apply(item, carry, key):
-            block, layer, sliding = item
-            x, cache = carry
-            wide = jnp.where(sliding, near, full)
-            angle = jnp.where(sliding, turns[SLIDING], turns[FULL])
-            return block(x, wide, angle, rate, key, layer, cache)
-
-        sliding = np.array([kind == SLIDING for kind in config.kinds])
-        items = (self.layers, jnp.arange(config.num_hidden_layers), sliding)
-        x = self.embed(tokens).astype(dtype) * jnp.asarray(config.hidden_size**0.5, dtype)
-        x, cache = scan_layers(items, (x, cache), key, apply, unroll=unroll)
-        hidden = self.norm(x)
-        return hidden if cache is None else (hidden, cache)
-
-    def empty_cache(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """A cache of this model's shape for `slots` tokens; sliding layers keep all of them too."""
-        config = self.config
-        return empty_cache(config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim, dtype)
+    def embedded(self, tokens, positions, rate, key: Key, dtype):
+        return self.embed(tokens, dtype) * jnp.asarray(self.config.hidden_size**0.5, dtype)
 
 
 _SHARED = {
@@ -255,7 +230,7 @@ NAMES2 = {
 }
 
 PREFIXES = ("model.", "")
-IGNORED = (r"score\.weight",)
+IGNORED = (r"score\..*",)
 
 # What config.json may leave out but not contradict.
 FIXED = {"use_bidirectional_attention": False}

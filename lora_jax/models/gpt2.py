@@ -1,16 +1,16 @@
 """GPT-2 (Radford et al., 2019): pre-norm blocks, learned positions, the embedding as the output layer."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.causality import Cache, causal_mask, empty_cache, positions_of
-from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, attention, dropout, fold, scan_layers, stack
+from lora_jax.errors import UserError
+from lora_jax.models.causality import Cache
+from lora_jax.models.decoder import Decoder, DecoderView, Kind
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +37,28 @@ class Gpt2Config:
     def hidden_size(self) -> int:
         return self.n_embd
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(),) * self.n_layer
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_head
+
+    @property
+    def d_head(self) -> int:
+        return self.n_embd // self.n_head
+
 
 class Attention(nnx.Module):
     def __init__(self, config: Gpt2Config):
         self.q, self.k, self.v, self.o = (Linear(config.n_embd, config.n_embd) for _ in range(4))
         self.heads = config.n_head
 
-    def __call__(self, x, mask, rate, key: Key, layer, cache: Cache | None):
+    def __call__(self, x, view: DecoderView, key: Key):
         split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
-        if cache is not None:
-            cache, k, v = cache.write(layer, k, v)
-        mixed = attention(q, k, v, mask, rate=rate, key=fold(key, 3))
+        mixed, cache = view.attend_back(q, k, v, fold(key, 3))
         return self.o(mixed.reshape(x.shape), fold(key, 4)), cache
 
 
@@ -69,13 +79,13 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon)
         self.mlp = Mlp(config)
 
-    def __call__(self, x, mask, rate, key: Key, layer, cache: Cache | None):
-        mixed, cache = self.attn(self.attn_norm(x), mask, rate, fold(key, 0), layer, cache)
-        x = x + dropout(mixed, rate, fold(key, 1))
-        return x + dropout(self.mlp(self.mlp_norm(x), fold(key, 2)), rate, fold(key, 3)), cache
+    def __call__(self, x, view: DecoderView, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
+        x = x + dropout(mixed, view.rate, fold(key, 1))
+        return x + dropout(self.mlp(self.mlp_norm(x), fold(key, 2)), view.rate, fold(key, 3)), cache
 
 
-class Gpt2(nnx.Module):
+class Gpt2(Decoder):
     """Token ids to hidden states."""
 
     def __init__(self, config: Gpt2Config):
@@ -85,44 +95,21 @@ class Gpt2(nnx.Module):
         self.norm = LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon)
         self.config = config
 
-    def __call__(
-        self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
-        *,
-        rate: Float[Array, ""] | float = 0.0,
-        key: Key = None,
-        dtype: DTypeLike = jnp.float32,
-        unroll: int = 1,
-        positions: Int[Array, "batch tokens"] | None = None,
-        segments: Int[Array, "batch tokens"] | None = None,
-        cache: Cache | None = None,
-    ) -> Any:
-        """As models/llama.py's; with `key`, dropout at `rate` is on wherever GPT-2 has it.
-
-        Raises ValueError for more tokens than the `n_positions` that it has learned.
-        """
+    def embedded(self, tokens, positions, rate, key: Key, dtype):
+        """Raises UserError for more tokens than the learned positions."""
         if tokens.shape[1] > self.config.n_positions:
-            raise ValueError(f"{tokens.shape[1]} tokens are more than GPT-2's n_positions={self.config.n_positions}")
-        positions = positions_of(mask, segments, cache) if positions is None else positions
-        cache = None if cache is None else cache.admit(mask)
-        wide = causal_mask(mask, segments, cache)
-
-        def apply(item, carry, key):
-            block, layer = item
-            x, cache = carry
-            return block(x, wide, rate, key, layer, cache)
-
-        x = dropout((self.embed(tokens) + self.position(positions)).astype(dtype), rate, fold(key, 0))
-        items = (self.layers, jnp.arange(self.config.n_layer))
-        x, cache = scan_layers(items, (x, cache), fold(key, 1), apply, unroll=unroll)
-        hidden = self.norm(x)
-        return hidden if cache is None else (hidden, cache)
+            raise UserError(
+                f"texts of {tokens.shape[1]} tokens: this GPT-2 has positions for {self.config.n_positions}"
+            )
+        return dropout(self.embed(tokens, dtype) + self.position(positions, dtype), rate, key)
 
     def empty_cache(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """A cache of this model's shape for `slots` tokens."""
-        config = self.config
-        return empty_cache(config.n_layer, batch, slots, config.n_head, config.n_embd // config.n_head, dtype)
+        """As every decoder's. Raises UserError for more slots than the learned positions."""
+        if slots > self.config.n_positions:
+            raise UserError(
+                f"{slots} tokens of prompt and answer are more than GPT-2's n_positions={self.config.n_positions}"
+            )
+        return super().empty_cache(batch, slots, dtype)
 
 
 # Checkpoint names to paths (see models/bert.py). c_attn is q, k and v side by side; kernels are stored [d_in, d_out].
@@ -147,7 +134,7 @@ NAMES: dict[str, str | tuple[str, ...]] = {
 
 PREFIXES = ("transformer.", "")
 # The causal mask, stored as a constant, and heads of other tasks.
-IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias", r"score\.weight", r"multiple_choice_head\..*")
+IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias", r"(score|classifier)\..*", r"multiple_choice_head\..*")
 FIXED = {
     "tie_word_embeddings": True,
     "scale_attn_weights": True,

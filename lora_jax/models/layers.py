@@ -15,9 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from lora_jax.errors import UserError
+from lora_jax.models.quantised import Quantised
 
 Key = PRNGKeyArray | None
+Kernel = Float[Array, "d_in d_out"] | Quantised
 
 
 class Linear(nnx.Module):
@@ -29,20 +35,31 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: Float[Array, "... d_in"], key: Key = None) -> Float[Array, "... d_out"]:
-        kernel, dropping = self.kernel.astype(x.dtype), key is not None
+        kernel, dropping = self.kernel.get_value(), key is not None
         if self.lora is None:
-            y = x @ kernel
+            y = product(x, kernel)
         elif _merges(x) and not (dropping and "dropout" in self.lora):
             y = adapted(x, kernel, self.lora["a"].astype(x.dtype), self.lora["b"].astype(x.dtype))
         else:
             own = dropout(x, self.lora["dropout"], key) if dropping and "dropout" in self.lora else x
-            y = x @ kernel + (own @ self.lora["a"].astype(x.dtype)) @ self.lora["b"].astype(x.dtype)
-        return y if self.bias is None else y + self.bias.astype(x.dtype)
+            thin = checkpoint_name(own @ self.lora["a"].astype(x.dtype), "thin")
+            y = product(x, kernel) + thin @ self.lora["b"].astype(x.dtype)
+        return checkpoint_name(y if self.bias is None else y + self.bias.astype(x.dtype), "linear")
+
+
+def product(x: Float[Array, "... d_in"], kernel: Kernel) -> Float[Array, "... d_out"]:
+    """x·W. Where W is stored narrower than `x`, the backward pass widens it anew, so no layer's wide W is kept."""
+    narrow = isinstance(kernel, Quantised) or kernel.dtype.itemsize < x.dtype.itemsize
+    return (jax.checkpoint(_product) if narrow else _product)(x, kernel)
+
+
+def _product(x, kernel):
+    return x @ kernel.astype(x.dtype)
 
 
 @jax.custom_vjp
 def adapted(
-    x: Float[Array, "... d_in"], w: Float[Array, "d_in d_out"], a: Float[Array, "d_in r"], b: Float[Array, "r d_out"]
+    x: Float[Array, "... d_in"], w: Kernel, a: Float[Array, "d_in r"], b: Float[Array, "r d_out"]
 ) -> Float[Array, "... d_out"]:
     """x·(W + A·B), multiplied out, with a backward pass that never forms the gradient of A·B. W is frozen: none for it.
 
@@ -50,7 +67,7 @@ def adapted(
     thin products where autodiff has six: a step of four packed MiniLM runs takes 540 ms in place of 757. On an
     accelerator packed runs would lose their common x·W.
     """
-    return x @ (w + a @ b)
+    return x @ (w.astype(x.dtype) + a @ b)
 
 
 def _adapted_forward(x, w, a, b):
@@ -61,15 +78,15 @@ def _adapted_backward(kept, g):
     x, w, a, b = kept
     rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     to_a, to_b = rows.T @ (g_rows @ b.T), (rows @ a).T @ g_rows
-    return g @ (w + a @ b).T, None, to_a, to_b
+    return g @ (w.astype(x.dtype) + a @ b).T, None, to_a, to_b
 
 
 adapted.defvjp(_adapted_forward, _adapted_backward)
 
 
 def _merges(x: Array) -> bool:
-    # Below float32, W + A·B would round a small A·B away.
-    return jax.default_backend() == "cpu" and x.dtype in (jnp.float32, jnp.float64)
+    # Below float32, W + A·B would round a small A·B away; and a text's single next token is not worth forming it.
+    return jax.default_backend() == "cpu" and x.dtype in (jnp.float32, jnp.float64) and x.shape[-2] > 1
 
 
 @jax.custom_vjp
@@ -90,13 +107,25 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Embedding(nnx.Module):
-    """Rows of a table, by index."""
+    """Rows of a table, by index; plus rows of A times B once a LoRA pair is grafted (A is ``[count, r]``).
+
+    As in PEFT, the LoRA part has no dropout, and where a model uses the table a second time, as its output layer,
+    that use is not adapted.
+    """
 
     def __init__(self, count: int, width: int):
         self.embedding = nnx.Param(jnp.zeros((count, width)))
+        self.lora = nnx.data(None)
 
-    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... width"]:
-        return jnp.take(self.embedding[...], index, axis=0)
+    def __call__(self, index: Int[Array, "..."], dtype: DTypeLike) -> Float[Array, "... width"]:
+        rows = jnp.take(self.embedding[...], index, axis=0).astype(dtype)
+        if self.lora is None:
+            return rows
+        return rows + jnp.take(self.lora["a"], index, axis=0).astype(dtype) @ self.lora["b"].astype(dtype)
+
+    def attend(self, x: Float[Array, "... width"]) -> Float[Array, "... count"]:
+        """Each state times each row: a tied output layer."""
+        return jnp.einsum("...d,vd->...v", x, self.embedding.astype(x.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -112,7 +141,7 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.mean(centred * centred, -1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normal * self.scale + self.bias).astype(x.dtype)
+        return (normal * self.scale.astype(wide.dtype) + self.bias.astype(wide.dtype)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -129,7 +158,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
-        return (normal * (self.scale + self.offset)).astype(x.dtype)
+        return (normal * (self.scale.astype(wide.dtype) + self.offset)).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key) -> Float[Array, "..."]:
@@ -150,29 +179,15 @@ def fold(key: Key, site: int | Int[Array, ""]) -> Key:
     return None if key is None else jax.random.fold_in(key, site)
 
 
-def attention(
-    q: Float[Array, "batch tokens heads d_head"],
-    k: Float[Array, "batch keys kv_heads d_head"],
-    v: Float[Array, "batch keys kv_heads d_head"],
-    mask: Bool[Array, "batch #heads #tokens keys"],  # noqa: F821
-    *,
-    rate: Float[Array, ""] | float = 0.0,
-    key: Key = None,
-    cap: float | None = None,
-) -> Float[Array, "batch tokens heads d_head"]:
-    """Scaled dot-product attention; softmax in float32 at least; dropout on the probabilities when given a key.
-
-    Each head of `k` and `v` serves heads / kv_heads consecutive heads of `q`. Scores are softly capped at ±`cap`.
-    """
-    if (group := q.shape[2] // k.shape[2]) > 1:
-        k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
-    scores = jnp.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
-    scores = scores.astype(jnp.promote_types(q.dtype, jnp.float32))
-    if cap is not None:
-        scores = cap * jnp.tanh(scores / cap)
-    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype), rate, key)
-    return jnp.einsum("bhts,bshd->bthd", weights, v)
+REMAT = ("none", "dots", "layer")
+# What `remat=dots` keeps: the results of matmuls. A linear layer's is one, its base's and its LoRA's part already
+# added (saved apart, they would take twice the room); x·A is as thin as the rank, and B's gradient needs it.
+KEPT = ("linear", "thin", "attention")
+_kept = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(*KEPT),
+    # cuDNN's attention: its result, and what its gradient needs beside it.
+    lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd"),
+)
 
 
 def stack(make: Callable[[], nnx.Module], count: int) -> nnx.Module:
@@ -180,12 +195,22 @@ def stack(make: Callable[[], nnx.Module], count: int) -> nnx.Module:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), make())
 
 
-def scan_layers(layers, x: Any, key: Key, apply: Callable, *, unroll: int = 1):
-    """x, an array or a tree, after every layer in turn: ``x = apply(layer, x, layer_key)``."""
+def scan_layers(layers, x: Any, key: Key, apply: Callable, *, unroll: int | bool = 1, remat: str = "none"):
+    """x, an array or a tree, after every layer in turn: ``x = apply(layer, x, layer_key)``.
+
+    `remat` says what the forward pass leaves behind for the backward pass, which computes the rest again: ``none``
+    leaves all that the backward pass reads, ``dots`` what `KEPT` names, ``layer`` a layer's input alone.
+    """
     count = jax.tree.leaves(layers)[0].shape[0]
 
     def body(x, item):
         layer, index = item
         return apply(layer, x, fold(key, index)), None
 
+    if remat not in REMAT:
+        raise UserError(f"model.remat={remat!r}: must be one of {', '.join(REMAT)}")
+    if remat != "none":
+        # Forward and backward are two loops, and XLA cannot undo the one in the other, unless there is no loop left.
+        flat = unroll is True or unroll >= count
+        body = jax.checkpoint(body, policy=_kept if remat == "dots" else None, prevent_cse=flat)
     return jax.lax.scan(body, x, (layers, jnp.arange(count)), unroll=unroll)[0]

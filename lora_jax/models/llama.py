@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.causality import Cache, causal_mask, empty_cache, positions_of
-from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, attention, fold, scan_layers, stack
-from lora_jax.models.rope import Rope, angles, read_rope, rotate
+from lora_jax.models.decoder import Decoder, DecoderView, Kind
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack
+from lora_jax.models.rope import Rope, read_rope, rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +69,10 @@ class LlamaConfig:
         return self.rope_parameters
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(rope=self.rope),) * self.num_hidden_layers
+
+    @property
     def kv_heads(self) -> int:
         return self.num_key_value_heads or self.num_attention_heads
 
@@ -92,16 +93,13 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps) if normed else nnx.data(None)
         self.d_head = d_head
 
-    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
+    def __call__(self, x, view: DecoderView, key: Key):
         q, k, v = (
             f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, angle), rotate(k, angle)
-        if cache is not None:
-            cache, k, v = cache.write(layer, k, v)
-        mixed = attention(q, k, v, mask, rate=rate, key=fold(key, 3))
+        mixed, cache = view.attend_back(rotate(q, view.angle), rotate(k, view.angle), v, fold(key, 3))
         return self.o(mixed.reshape(*x.shape[:-1], -1), fold(key, 4)), cache
 
 
@@ -122,58 +120,20 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.mlp = Mlp(config)
 
-    def __call__(self, x, mask, angle, rate, key: Key, layer, cache: Cache | None):
-        mixed, cache = self.attn(self.attn_norm(x), mask, angle, rate, fold(key, 0), layer, cache)
+    def __call__(self, x, view: DecoderView, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x), fold(key, 1)), cache
 
 
-class Llama(nnx.Module):
-    """Token ids to hidden states."""
+class Llama(Decoder):
+    """Token ids to hidden states; dropout on attention's probabilities alone."""
 
     def __init__(self, config: LlamaConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = stack(lambda: Block(config), config.num_hidden_layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.config = config
-
-    def __call__(
-        self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
-        *,
-        rate: Float[Array, ""] | float = 0.0,
-        key: Key = None,
-        dtype: DTypeLike = jnp.float32,
-        unroll: int = 1,
-        positions: Int[Array, "batch tokens"] | None = None,
-        segments: Int[Array, "batch tokens"] | None = None,
-        cache: Cache | None = None,
-    ) -> Any:
-        """Hidden states after the final norm, ``[batch, tokens, width]``; with `cache`, those and the new cache.
-
-        `mask` may pad on either side; tokens of one `segments` number see only each other. With `key`, attention
-        probabilities are dropped out at `rate`, as in training.
-        """
-        positions = positions_of(mask, segments, cache) if positions is None else positions
-        cache = None if cache is None else cache.admit(mask)
-        wide = causal_mask(mask, segments, cache)
-        angle = angles(positions, self.config.rope.frequencies(self.config.d_head))
-
-        def apply(item, carry, key):
-            block, layer = item
-            x, cache = carry
-            return block(x, wide, angle, rate, key, layer, cache)
-
-        items = (self.layers, jnp.arange(self.config.num_hidden_layers))
-        x, cache = scan_layers(items, (self.embed(tokens).astype(dtype), cache), key, apply, unroll=unroll)
-        hidden = self.norm(x)
-        return hidden if cache is None else (hidden, cache)
-
-    def empty_cache(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """A cache of this model's shape for `slots` tokens."""
-        config = self.config
-        return empty_cache(config.num_hidden_layers, batch, slots, config.kv_heads, config.d_head, dtype)
 
 
 # Checkpoint names to paths (see models/bert.py). Those of biases and of q and k norms are used where a model has them.
@@ -201,5 +161,5 @@ NAMES = {
 
 PREFIXES = ("model.", "")
 # `score` is a classifier's head; older checkpoints store the rotary frequencies.
-IGNORED = (r"score\.weight", r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+IGNORED = (r"score\..*", r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 FIXED = {"use_sliding_window": False}

@@ -3,12 +3,10 @@
 import dataclasses
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.errors import UserError
 from lora_jax.models import bert
-from lora_jax.models.layers import Key, dropout, fold, scan_layers, stack
+from lora_jax.models.layers import stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,40 +28,23 @@ class RobertaConfig(bert.BertConfig):
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
-class Roberta(nnx.Module):
+class Roberta(bert.Bert):
     """Token ids to hidden states."""
+
+    config: RobertaConfig
 
     def __init__(self, config: RobertaConfig):
         self.embed = bert.Embeddings(config)
         self.layers = stack(lambda: bert.Block(config), config.num_hidden_layers)
         self.config = config
 
-    def __call__(
-        self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
-        types: Int[Array, "batch tokens"] | None = None,
-        *,
-        rate: Float[Array, ""] | float = 0.0,
-        key: Key = None,
-        dtype: jnp.dtype = jnp.float32,
-        unroll: int = 1,
-    ) -> Float[Array, "batch tokens width"]:
-        """Hidden states after the last block. With `key`, dropout at `rate` is on, as in training.
+    def positions(self, mask: Bool[Array, "batch tokens"]) -> Int[Array, "batch tokens"]:
+        """How many unmasked tokens stand before a token, plus the padding's id, plus one.
 
-        A token's position is how many unmasked tokens stand before it, plus the padding's id, plus one. (fairseq and
-        ``transformers`` count what is not the padding token, which is the same where the mask is True just there.)
-        Raises UserError for more tokens than there are positions.
+        (fairseq and ``transformers`` count what is not the padding token, which is the same where the mask is True
+        just there.)
         """
-        if tokens.shape[-1] > self.config.longest:
-            raise UserError(f"texts of {tokens.shape[-1]} tokens: this RoBERTa has positions for {self.config.longest}")
-        types = jnp.zeros_like(tokens) if types is None else types
-        positions = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) * mask + self.config.pad_token_id
-        embed = self.embed
-        x = embed.norm(embed.word(tokens) + embed.type(types) + embed.position(positions))
-        x = dropout(x.astype(dtype), rate, fold(key, 0))
-        wide = mask[:, None, None, :]
-        return scan_layers(self.layers, x, fold(key, 1), lambda block, x, key: block(x, wide, rate, key), unroll=unroll)
+        return jnp.cumsum(mask, axis=-1, dtype=jnp.int32) * mask + self.config.pad_token_id
 
     def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """The first token, <s>, as it is; the head has a dense layer of its own for it."""

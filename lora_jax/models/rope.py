@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """How fast each pair of a head's dimensions turns with the position."""
+    """How fast each pair of a head's dimensions turns with the position, and what part of a head turns at all."""
 
     rope_theta: float = 10000.0
     rope_type: str = "default"
@@ -29,10 +29,16 @@ class Rope:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
     factors: tuple[float, ...] = ()
+    partial_rotary_factor: float = 1.0
+
+    def turned(self, d_head: int) -> int:
+        """How many of a head's dimensions turn: the first ones."""
+        return int(d_head * self.partial_rotary_factor)
 
     def frequencies(self, d_head: int) -> Float[np.ndarray, " half"]:
-        """Radians per position, ``[d_head / 2]``, float32."""
-        base = np.float32(1) / np.float32(self.rope_theta) ** (np.arange(0, d_head, 2, dtype=np.float32) / d_head)
+        """Radians per position, ``[turned(d_head) / 2]``, float32."""
+        width = self.turned(d_head)
+        base = np.float32(1) / np.float32(self.rope_theta) ** (np.arange(0, width, 2, dtype=np.float32) / width)
         if self.rope_type == "linear":
             return base / np.float32(self.factor)
         if self.rope_type == "factors":
@@ -61,7 +67,8 @@ def read_rope(theta: float, values: Mapping[str, Any] | Rope | None) -> Rope:
     needed = {key: values[key] for key in KINDS[kind]}
     if "factors" in needed:
         needed["factors"] = tuple(needed["factors"])
-    return Rope(rope_theta=values.get("rope_theta", theta), rope_type=kind, **needed)
+    partial = values.get("partial_rotary_factor", 1.0)
+    return Rope(rope_theta=values.get("rope_theta", theta), rope_type=kind, partial_rotary_factor=partial, **needed)
 
 
 def angles(
@@ -74,8 +81,9 @@ def angles(
 def rotate(
     x: Float[Array, "batch tokens heads d_head"], angle: Float[Array, "batch tokens half"]
 ) -> Float[Array, "batch tokens heads d_head"]:
-    """`x` with dimension i and i + d_head/2 turned as a pair; in float32 at least."""
+    """`x` with dimension i and i + half turned as a pair, and those from 2·half on as they are; in float32 at least."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    first, second = jnp.split(wide, 2, axis=-1)
+    half = angle.shape[-1]
+    first, second, still = jnp.split(wide, (half, 2 * half), axis=-1)
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, still], axis=-1).astype(x.dtype)

@@ -4,11 +4,13 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lora_jax.errors import UserError
+from lora_jax.models.attention import DROPPING, View, uses_cudnn
 from lora_jax.models.bert import Mlp
-from lora_jax.models.layers import Key, LayerNorm, Linear, attention, dropout, fold, scan_layers, stack
+from lora_jax.models.layers import Key, LayerNorm, Linear, dropout, fold, scan_layers, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Attention(nnx.Module):
         self.o = Linear(width, width)
         self.heads = config.num_attention_heads
 
-    def __call__(self, x, rate, key: Key):
+    def __call__(self, x, view: View, key: Key):
         split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
-        mixed = attention(q, k, v, jnp.ones((1, 1, 1, x.shape[-2]), bool), rate=rate, key=fold(key, 3))
+        mixed = view.attend(q, k, v, fold(key, 3))
         return self.o(mixed.reshape(x.shape), fold(key, 4))
 
 
@@ -64,9 +66,9 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size)
 
-    def __call__(self, x, rate, key: Key):
-        x = x + dropout(self.attn(self.attn_norm(x), rate, fold(key, 0)), rate, fold(key, 1))
-        return x + dropout(self.mlp(self.mlp_norm(x), fold(key, 2)), rate, fold(key, 3))
+    def __call__(self, x, view: View, key: Key):
+        x = x + dropout(self.attn(self.attn_norm(x), view, fold(key, 0)), view.rate, fold(key, 1))
+        return x + dropout(self.mlp(self.mlp_norm(x), fold(key, 2)), view.rate, fold(key, 3))
 
 
 class Learned(nnx.Module):
@@ -103,21 +105,29 @@ class Vit(nnx.Module):
         *,
         rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        dtype: jnp.dtype = jnp.float32,
-        unroll: int = 1,
+        dtype: DTypeLike = jnp.float32,
+        unroll: int | bool = 1,
+        remat: str = "none",
+        attention: str = "auto",
     ) -> Float[Array, "batch 1+patches width"]:
         """Hidden states after the last block and the final norm. `pixels` come from ``lora_jax.data.images``.
 
-        With `key`, dropout at `rate` is on, as in training. Raises UserError for images of another shape than the
-        config's.
+        With `key`, dropout at `rate` is on, as in training. `unroll` and `remat` are `scan_layers`'s, `attention` is
+        one of attention.IMPLEMENTATIONS. Raises UserError for images of another shape than the config's.
         """
         size, channels = self.config.image_size, self.config.num_channels
         if pixels.shape[1:] != (size, size, channels):
             raise UserError(f"images of {pixels.shape[1:]}: this ViT takes {(size, size, channels)}")
         patches = unfold(pixels.astype(dtype), self.config.patch_size)
         x = dropout(self.embed(patches, fold(key, 0)), rate, fold(key, 1))
-        x = scan_layers(self.layers, x, fold(key, 2), lambda block, x, key: block(x, rate, key), unroll=unroll)
-        return self.norm(x)
+        d_head = self.config.hidden_size // self.config.num_attention_heads
+        cudnn = uses_cudnn(attention, dtype, d_head, {DROPPING: key is not None})
+        view = View(None, rate, cudnn)
+
+        def apply(block, x, key):
+            return block(x, view, key)
+
+        return self.norm(scan_layers(self.layers, x, fold(key, 2), apply, unroll=unroll, remat=remat))
 
 
 def unfold(pixels: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch patches d_patch"]:
@@ -152,5 +162,7 @@ NAMES = {
     "layernorm.weight": "norm/scale",
     "layernorm.bias": "norm/bias",
 }
+# What a convolution's kernel is in a checkpoint, behind its outputs; here it is flat.
+WINDOWS = {"embeddings.patch_embeddings.projection.weight": lambda c: (c.num_channels, c.patch_size, c.patch_size)}
 PREFIXES = ("", "vit.")
 IGNORED = (r"(vit\.)?pooler\..*", r"(vit\.)?embeddings\.mask_token", r"classifier\..*", r"decoder\..*")
