@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_parity_real import sentences
 
 from lora_jax.delta import graft
 from lora_jax.weights.load import load_base
@@ -83,6 +84,35 @@ def test_logits(batch):
         theirs = reference(torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long()).logits
     assert np.abs(np.asarray(ours) - theirs.numpy()).max() < 1e-4
     assert np.ptp(theirs.numpy(), axis=0).max() > 0.1  # the sentences differ, so the bound says something
+
+
+def test_sentence_embeddings():
+    """Of 50 sentences, as sentence-transformers makes them by this checkpoint's modules.json: mean, then length 1."""
+    base = load_base(SOURCE, "bert", head="embedding")
+    assert base.parameters == 22_713_216
+    ids = [base.tokenizer.encode(sentence).ids for sentence in sentences()]
+    tokens = np.zeros((50, max(map(len, ids))), np.int32)
+    for row, own in zip(tokens, ids, strict=True):
+        row[: len(own)] = own
+    ours = np.asarray(jax.jit(lambda m: m(tokens, tokens > 0))(base.model))
+
+    pooling = json.loads((resolve(SOURCE) / "1_Pooling" / "config.json").read_text())
+    assert [name for name, on in pooling.items() if on is True] == ["pooling_mode_mean_tokens"]
+    given = transformers.AutoTokenizer.from_pretrained(resolve(SOURCE))(sentences(), padding=True, return_tensors="pt")
+    reference = transformers.BertModel.from_pretrained(resolve(SOURCE), dtype=torch.float32).eval()
+    with torch.no_grad():
+        hidden, mask = reference(**given).last_hidden_state, given["attention_mask"][..., None]
+        theirs = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+    assert np.abs(ours - theirs).max() < 1e-5 and np.ptp(theirs, axis=0).max() > 0.1
+
+
+def test_a_paraphrase_is_closer_than_another_question():
+    base = load_base(SOURCE, "bert", head="embedding")
+    asked = ["How do I top up by bank transfer?", "Can I add money with a bank transfer?", "My PIN is blocked."]
+    ids = [base.tokenizer.encode(sentence).ids for sentence in asked]
+    tokens = np.array([row + [0] * (max(map(len, ids)) - len(row)) for row in ids], np.int32)
+    one, same, other = np.asarray(base.model(tokens, tokens > 0))
+    assert one @ same > one @ other + 0.3
 
 
 def test_config_is_read_from_the_checkpoint():
