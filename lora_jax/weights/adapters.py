@@ -104,6 +104,7 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str
             raise UserError(f"{folder / DESCRIPTION}: format is {version!r}; this version of lora_jax reads {FORMAT}")
         base, digest, config = description["base"], description["sha256"], description["config"]
         source, trained_on = base["source"], base["fingerprint"]
+        stored = "" if config.get("base", "auto") == "auto" else f", stored as {config['base']}"
         slots, scale = description["delta"], {p: np.array(f, np.float32) for p, f in description["scale"].items()}
     except UserError:
         raise
@@ -111,7 +112,7 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str
         raise UserError(f"{folder / DESCRIPTION} is corrupt ({type(error).__name__}: {error})") from error
     if base_fingerprint is not None and base_fingerprint != trained_on:
         raise UserError(
-            f"{folder}: the adapter was trained on {source} ({trained_on[:12]}), not on {base_source} "
+            f"{folder}: the adapter was trained on {source} ({trained_on[:12]}{stored}), not on {base_source} "
             f"({base_fingerprint[:12]}); load it with the base that it was trained on"
         )
     with (folder / TENSORS).open("rb") as file:

@@ -6,6 +6,7 @@ way of rotating, and Gemma's norms have their one added. Quantised tensors are d
 
 import dataclasses
 import functools
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,15 @@ class _Reader(GGUFReader):
 
     @data.setter
     def data(self, mapped: np.memmap) -> None:
+        self._mapped = mapped
         self._plain = mapped.view(np.ndarray)
+
+    def forget(self, tensor: ReaderTensor) -> None:
+        """Lets go of the pages that reading `tensor` brought in; another read brings them back."""
+        pages: mmap.mmap = self._mapped._mmap  # type: ignore[attr-defined]
+        if hasattr(pages, "madvise"):
+            start = tensor.data_offset // mmap.PAGESIZE * mmap.PAGESIZE
+            pages.madvise(mmap.MADV_DONTNEED, start, tensor.data_offset + tensor.n_bytes - start)
 
 
 class Gguf:
@@ -110,10 +119,10 @@ class Gguf:
         self.file = file
         try:
             self._reader = _Reader(file)
-            self._metadata = {name: field.contents() for name, field in self._reader.fields.items()}
+            self.metadata = {name: field.contents() for name, field in self._reader.fields.items()}
         except Exception as error:  # the reader raises whatever its parsing meets
             raise UserError(f"{file} is not a readable GGUF file ({type(error).__name__}: {error})") from error
-        self._kind = self._metadata.get("general.architecture")
+        self._kind = self.metadata.get("general.architecture")
         if self._kind not in ARCHITECTURES:
             raise UserError(f"{file}: architecture {self._kind!r} is not known; known: {', '.join(ARCHITECTURES)}")
         self._architecture = ARCHITECTURES[self._kind]
@@ -125,18 +134,19 @@ class Gguf:
         """What the model's config.json would say."""
         values: dict[str, Any] = {"model_type": self._architecture.model_type}
         for theirs, ours in _CONFIG.items():
-            value = self._metadata.get(f"{self._kind}.{theirs}")
+            value = self.metadata.get(f"{self._kind}.{theirs}")
             if value is not None:
                 # Stored as float32: the shortest decimal that rounds to it is the number that was meant.
                 values[ours] = float(str(np.float32(value))) if isinstance(value, float) else value
         held = {tensor.name: tensor for tensor in self._reader.tensors}
         values["vocab_size"] = int(held["token_embd.weight"].shape[1])
         values["tie_word_embeddings"] = "output.weight" not in held
-        scaling = self._metadata.get(f"{self._kind}.rope.scaling.type", "none")
+        scaling = self.metadata.get(f"{self._kind}.rope.scaling.type", "none")
         if "rope_freqs.weight" in held:
-            values["rope_scaling"] = {"rope_type": "factors", "factors": _array(held["rope_freqs.weight"]).tolist()}
+            factors = _array(held["rope_freqs.weight"], slice(None)).tolist()
+            values["rope_scaling"] = {"rope_type": "factors", "factors": factors}
         elif scaling != "none":
-            factor = self._metadata.get(f"{self._kind}.rope.scaling.factor")
+            factor = self.metadata.get(f"{self._kind}.rope.scaling.factor")
             values["rope_scaling"] = {"rope_type": scaling, "factor": factor}
         if self._kind in _LARGEST_GEMMA:
             largest = values["num_hidden_layers"] == _LARGEST_GEMMA[self._kind]
@@ -144,9 +154,9 @@ class Gguf:
             values["query_pre_attn_scalar"] = width
         return values
 
-    def tensors(self) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
-        """Shape and reader of every tensor, by its name in a Hugging Face checkpoint (a name not known stays)."""
-        held: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]]:
+        """Every tensor's shape and how to read rows of it, by its name in Hugging Face's checkpoints."""
+        held: dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]] = {}
         for tensor in self._reader.tensors:
             if tensor.name == "rope_freqs.weight":  # part of the config
                 continue
@@ -158,22 +168,26 @@ class Gguf:
             held[name] = (shape, functools.partial(self._read, tensor))
         return held
 
-    def _read(self, tensor: ReaderTensor) -> np.ndarray:
-        array = _array(tensor)
-        if self._architecture.norm_offset and tensor.name.endswith("norm.weight"):
-            array = array - np.float32(self._architecture.norm_offset)
+    def _read(self, tensor: ReaderTensor, rows: slice) -> np.ndarray:
         for part, key in {".attn_q.": "head_count", ".attn_k.": "head_count_kv"}.items():
             if self._architecture.interleaved and part in tensor.name:
-                heads = self._metadata.get(f"{self._kind}.attention.{key}")
-                heads = heads or self._metadata[f"{self._kind}.attention.head_count"]
-                array = array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+                heads = self.metadata.get(f"{self._kind}.attention.{key}")
+                heads = heads or self.metadata[f"{self._kind}.attention.head_count"]
+                array = _array(tensor, slice(None))
+                array = array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)[rows]
+                break
+        else:
+            array = _array(tensor, rows)
+        self._reader.forget(tensor)
+        if self._architecture.norm_offset and tensor.name.endswith("norm.weight"):
+            array = array - np.float32(self._architecture.norm_offset)
         return array
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer inside. Raises UserError for a kind, or a way to split words, that is not known here."""
         values = {
             key.removeprefix("tokenizer.ggml."): value
-            for key, value in self._metadata.items()
+            for key, value in self.metadata.items()
             if key.startswith("tokenizer.ggml.")
         }
         makers = {"gpt2": _byte_level, "llama": _sentencepiece}
@@ -203,9 +217,8 @@ def open_gguf(file: Path) -> Gguf:
     return Gguf(file)
 
 
-def _array(tensor: ReaderTensor) -> np.ndarray:
-    shape = [int(size) for size in reversed(tensor.shape)]
-    return dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+def _array(tensor: ReaderTensor, rows: slice) -> np.ndarray:
+    return dequantize(tensor.data[rows], tensor.tensor_type)
 
 
 # ---- tokenizers

@@ -249,7 +249,7 @@ def _hub(uri: str) -> Path:
         folder = snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
             ignore_patterns=["*/*"],  # other formats and copies of the weights live in subfolders
         )
     except Exception as error:  # its errors share no base class, and come from an HTTP library that changes by release

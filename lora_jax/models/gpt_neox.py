@@ -1,0 +1,153 @@
+"""GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): attention and MLP side by side, from the same input.
+
+Beside GPT-2: rotary positions on a part of each head's dimensions, and an output layer of its own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from lora_jax.models.decoder import Decoder, DecoderView, Kind
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, stack
+from lora_jax.models.rope import Rope, read_rope, rotate
+
+ACTIVATIONS = {"gelu": gelu, "gelu_fast": functools.partial(jax.nn.gelu, approximate=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class GptNeoxConfig:
+    """The part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's.
+
+    After construction `rope_parameters` is a Rope, whichever way the file told it.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    use_parallel_residual: bool = True
+    attention_bias: bool = True
+    tie_word_embeddings: bool = False
+    rotary_pct: float = 0.25
+    rotary_emb_base: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    rope_parameters: Mapping[str, Any] | Rope | None = None
+
+    def __post_init__(self):
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act={self.hidden_act!r}: this family computes {' and '.join(ACTIVATIONS)} only")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
+        told = self.rope_parameters or self.rope_scaling or {}
+        if not isinstance(told, Rope):
+            told = read_rope(self.rotary_emb_base, {"partial_rotary_factor": self.rotary_pct, **told})
+        if told.turned(self.d_head) % 2:
+            raise ValueError(
+                f"rotary_pct={told.partial_rotary_factor} of heads of width {self.d_head} is "
+                f"{told.turned(self.d_head)} dimensions: rotary embeddings turn pairs, so it must be even"
+            )
+        for name, value in {
+            "rope_parameters": told,
+            "rope_scaling": None,
+            "rotary_pct": told.partial_rotary_factor,
+            "rotary_emb_base": told.rope_theta,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        assert isinstance(self.rope_parameters, Rope)
+        return (Kind(rope=self.rope_parameters),) * self.num_hidden_layers
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: GptNeoxConfig):
+        width, bias = config.hidden_size, config.attention_bias
+        self.q, self.k, self.v, self.o = (Linear(width, width, bias=bias) for _ in range(4))
+        self.d_head = config.d_head
+
+    def __call__(self, x, view: DecoderView, key: Key):
+        split = (*x.shape[:-1], -1, self.d_head)
+        q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
+        mixed, cache = view.attend_back(rotate(q, view.angle), rotate(k, view.angle), v, fold(key, 3))
+        return self.o(mixed.reshape(x.shape), fold(key, 4)), cache
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: GptNeoxConfig):
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
+        self.activation = config.hidden_act
+
+    def __call__(self, x, key: Key):
+        return self.down(ACTIVATIONS[self.activation](self.up(x, fold(key, 0))), fold(key, 1))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: GptNeoxConfig):
+        self.attn_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+        self.parallel = config.use_parallel_residual
+
+    def __call__(self, x, view: DecoderView, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
+        after = x + dropout(mixed, view.rate, fold(key, 1))
+        made = self.mlp(self.mlp_norm(x if self.parallel else after), fold(key, 2))
+        return after + dropout(made, view.rate, fold(key, 3)), cache
+
+
+class GptNeox(Decoder):
+    """Token ids to hidden states."""
+
+    def __init__(self, config: GptNeoxConfig):
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.config = config
+
+    def embedded(self, tokens, positions, rate, key: Key, dtype):
+        return dropout(self.embed(tokens, dtype), rate, key)
+
+
+# Checkpoint names to paths (see models/bert.py). query_key_value goes head by head: q, k and v of each.
+NAMES: dict[str, str | tuple[str, ...]] = {
+    "embed_in.weight": "embed/embedding",
+    "layers.{}.input_layernorm.weight": "layers/attn_norm/scale",
+    "layers.{}.input_layernorm.bias": "layers/attn_norm/bias",
+    "layers.{}.attention.query_key_value.weight": tuple(f"layers/attn/{name}/kernel" for name in "qkv"),
+    "layers.{}.attention.query_key_value.bias": tuple(f"layers/attn/{name}/bias" for name in "qkv"),
+    "layers.{}.attention.dense.weight": "layers/attn/o/kernel",
+    "layers.{}.attention.dense.bias": "layers/attn/o/bias",
+    "layers.{}.post_attention_layernorm.weight": "layers/mlp_norm/scale",
+    "layers.{}.post_attention_layernorm.bias": "layers/mlp_norm/bias",
+    "layers.{}.mlp.dense_h_to_4h.weight": "layers/mlp/up/kernel",
+    "layers.{}.mlp.dense_h_to_4h.bias": "layers/mlp/up/bias",
+    "layers.{}.mlp.dense_4h_to_h.weight": "layers/mlp/down/kernel",
+    "layers.{}.mlp.dense_4h_to_h.bias": "layers/mlp/down/bias",
+    "final_layer_norm.weight": "norm/scale",
+    "final_layer_norm.bias": "norm/bias",
+}
+
+PREFIXES = ("gpt_neox.", "")
+# The causal mask and the rotary frequencies, stored as constants, and heads of other tasks.
+IGNORED = (
+    r"(gpt_neox\.)?layers\.\d+\.attention\.((masked_)?bias|rotary_emb\.inv_freq)",
+    r"(score|classifier)\..*",
+)

@@ -1,0 +1,123 @@
+"""lora_jax.weights.adapters: finished adapters on disk."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax.errors import UserError
+from lora_jax.weights.adapters import load_adapter, save_adapter
+
+
+def a_delta(seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    delta = {
+        "backbone/layers/attn/q/lora": {"a": draw(3, 8, 2), "b": draw(3, 2, 8)},
+        "backbone/layers/mlp/up/lora": {"a": draw(3, 8, 4).astype(jnp.bfloat16), "b": draw(3, 4, 12)},
+        "head/kernel": draw(8, 4),
+        "head/bias": draw(4),
+    }
+    return delta, {path: draw(3) for path in delta if path.endswith("/lora")}
+
+
+BASE = {"base_source": "pypi://tiny-model==1.0", "base_fingerprint": "ab" * 32}
+SETTINGS = {"method": "lora", "rank": 4, "alpha": 16.0, "targets": ["q", "up"], "labels": ["yes", "no"]}
+
+
+def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
+    delta, scale = a_delta()
+    folder = tmp_path / "run" / "adapter"
+    size = save_adapter(folder, delta, scale, config=SETTINGS, **BASE)
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "delta.safetensors"]
+    assert size == sum(path.stat().st_size for path in folder.iterdir())
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+    with (folder / "delta.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert header["backbone/layers/attn/q/lora/a"]["shape"] == [3, 8, 2]
+
+    adapter = load_adapter(folder, base_fingerprint=BASE["base_fingerprint"])
+    assert adapter.config == SETTINGS
+    assert (adapter.base_source, adapter.base_fingerprint) == (BASE["base_source"], BASE["base_fingerprint"])
+    for got, expected in ((adapter.delta, delta), (adapter.scale, scale)):
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+        for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert left.dtype == right.dtype
+            np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
+    assert load_adapter(folder, base_fingerprint=None).config == SETTINGS
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path):
+    save_adapter(tmp_path / "adapter", *a_delta(), config=SETTINGS, **BASE)
+    with pytest.raises(
+        UserError, match=r"on pypi://tiny-model==1\.0 \(abababababab\), not on hf://x/y \(cdcdcdcdcdcd\)"
+    ):
+        load_adapter(tmp_path / "adapter", base_fingerprint="cd" * 32, base_source="hf://x/y")
+
+
+def test_a_corrupt_adapter_is_refused(tmp_path):
+    folder = tmp_path / "adapter"
+    save_adapter(folder, *a_delta(), config=SETTINGS, **BASE)
+    file, description = folder / "delta.safetensors", folder / "adapter.json"
+    tensors, text = file.read_bytes(), description.read_text()
+
+    for broken in (tensors[:-1] + bytes([tensors[-1] ^ 1]), tensors[:-50], b""):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=r"delta\.safetensors is corrupt"):
+            load_adapter(folder, base_fingerprint=None)
+    file.write_bytes(tensors)
+    changes = [
+        (text[:-40], r"adapter\.json is corrupt"),
+        ("[]", r"adapter\.json is corrupt"),
+        (text.replace('"format": 1', '"format": 7'), "format is 7"),
+        (text.replace("mlp/up/lora", "mlp/down/lora"), r"do not fit.*mlp/down/lora/a"),
+    ]
+    for changed, message in changes:
+        description.write_text(changed)
+        with pytest.raises(UserError, match=message):
+            load_adapter(folder, base_fingerprint=None)
+    description.unlink()
+    with pytest.raises(UserError, match=r"holds no adapter: adapter\.json is not there"):
+        load_adapter(folder, base_fingerprint=None)
+
+
+def test_a_killed_save_leaves_a_whole_adapter_or_none(tmp_path):
+    folder = tmp_path / "adapter"
+    code = (
+        "import sys, numpy as np; from lora_jax.weights.adapters import save_adapter\n"
+        "delta = {'head/kernel': np.zeros((1000, 1000), np.float32)}\n"
+        "while True:\n"
+        "    save_adapter(sys.argv[1], delta, {}, base_source='x', base_fingerprint='y', config={})\n"
+        "    print(flush=True)"
+    )
+    saver = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    for _ in range(3):
+        saver.stdout.readline()
+    saver.kill()
+    saver.communicate()
+    if folder.exists():
+        assert load_adapter(folder, base_fingerprint="y").delta["head/kernel"].shape == (1000, 1000)
+
+
+def test_an_adapter_replaces_an_adapter_and_nothing_else(tmp_path):
+    folder = tmp_path / "adapter"
+    save_adapter(folder, *a_delta(0), config={"seed": 0}, **BASE)
+    with pytest.raises(TypeError):  # not JSON: fails before anything is written
+        save_adapter(folder, *a_delta(1), config={"seed": object()}, **BASE)
+    assert load_adapter(folder, base_fingerprint=None).config == {"seed": 0}
+    save_adapter(folder, *a_delta(1), config={"seed": 1}, **BASE)
+    assert load_adapter(folder, base_fingerprint=None).config == {"seed": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not an adapter's folder"):
+        save_adapter(tmp_path / "thesis", *a_delta(), config={}, **BASE)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"

@@ -1,0 +1,223 @@
+"""lora_jax.weights.load: a checkpoint into a module, all of it or an error."""
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from lora_jax.delta import graft, parameters
+from lora_jax.errors import UserError
+from lora_jax.models import bert
+from lora_jax.models.heads import Classifier
+from lora_jax.weights import load
+
+CONFIG = bert.BertConfig(
+    vocab_size=11,
+    hidden_size=8,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=6,
+)
+
+
+def abstract():
+    return jax.eval_shape(lambda: bert.Bert(CONFIG))
+
+
+def tensors_of(module, prefix="") -> dict[str, np.ndarray]:
+    """`module` as a checkpoint of Hugging Face's has it."""
+    held = parameters(module)
+    tensors = {}
+    for name, path in bert.NAMES.items():
+        array = np.asarray(held[path])
+        for layer in range(CONFIG.num_hidden_layers) if "{}" in name else [...]:
+            value = array[layer].T if path.endswith("/kernel") else array[layer]
+            tensors[prefix + name.replace("{}", str(layer))] = np.array(value, order="C")
+    return tensors
+
+
+def write(folder: Path, tensors=None, **config) -> Path:
+    """A model's folder: config.json, tokenizer.json and model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **dataclasses.asdict(CONFIG), **config}))
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "one": 1, "two": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_padding(length=5)
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file(tensors_of(load.random(abstract(), 0)) if tensors is None else tensors, folder / "model.safetensors")
+    return folder
+
+
+def assert_same(got, expected):
+    got, expected = parameters(got), parameters(expected)
+    assert got.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_array_equal(np.asarray(got[path]), np.asarray(expected[path]), err_msg=path)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_fill_gives_back_every_parameter(tmp_path, prefix):
+    model = load.random(abstract(), 3)
+    tensors = tensors_of(model, prefix)
+    extra = {"bert.embeddings.position_ids": np.arange(6), "cls.predictions.bias": np.zeros(11, np.float32)}
+    folder = write(tmp_path, tensors | extra)
+    assert_same(load.fill(abstract(), folder, bert.NAMES, prefix=prefix, ignore=bert.IGNORED), model)
+    assert_same(load.load_base(str(folder), "bert", labels=4).model.backbone, model)
+
+
+def test_fill_reads_shards_old_names_and_bfloat16(tmp_path):
+    model = load.random(abstract(), 3, dtype=jnp.bfloat16)
+    tensors = tensors_of(model)
+    old = {new: name for name, new in bert.RENAMED.items()}
+    tensors = {functools.reduce(lambda n, new: n.replace(new, old[new]), old, name): t for name, t in tensors.items()}
+    assert "embeddings.LayerNorm.gamma" in tensors
+    folder = write(tmp_path, {})
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, folder / shard)
+    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    assert_same(load.fill(abstract(), folder, bert.NAMES, dtype=jnp.bfloat16, renamed=bert.RENAMED), model)
+    base = load.load_base(str(folder), "bert", labels=4)
+    assert base.model.backbone.layers.attn.q.kernel.dtype == jnp.float32
+    assert_same(base.model.backbone, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model))
+
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"shards that are not there: b\.safetensors"):
+        load.load_base(str(folder), "bert", labels=4)
+
+
+def test_fill_lists_all_that_does_not_fit(tmp_path):
+    tensors = tensors_of(load.random(abstract(), 0))
+    del tensors["encoder.layer.1.attention.self.query.bias"]
+    tensors["pooler.dense.bias"] = np.zeros(9, np.float32)
+    tensors["encoder.layer.3.output.dense.bias"] = np.zeros(8, np.float32)
+    with pytest.raises(UserError) as error:
+        load.fill(abstract(), write(tmp_path, tensors), bert.NAMES)
+    assert str(error.value).splitlines()[1:] == [
+        "missing:",
+        "  encoder.layer.1.attention.self.query.bias [8], for layers/attn/q/bias",
+        "unused:",
+        "  encoder.layer.3.output.dense.bias [8]",
+        "wrong shape:",
+        "  pooler.dense.bias: expected [8], got [9]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pooler.dense.bias": None}, "missing:\n  pooler.dense.bias"),
+        ({"lm_head.weight": np.zeros(3)}, "unused:\n  lm_head.weight"),
+        ({"pooler.dense.bias": np.zeros(3)}, "wrong shape:\n  pooler.dense.bias"),
+    ],
+)
+def test_fill_refuses_each_misfit_alone(tmp_path, change, message):
+    tensors = tensors_of(load.random(abstract(), 0)) | change
+    folder = write(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    with pytest.raises(UserError, match=re.escape(message)):
+        load.fill(abstract(), folder, bert.NAMES, ignore=bert.IGNORED)
+
+
+def test_a_kernel_that_lies_the_wrong_way_is_refused(tmp_path):
+    tensors = tensors_of(load.random(abstract(), 0))
+    name = "encoder.layer.2.output.dense.weight"
+    tensors[name] = np.array(tensors[name].T, order="C")
+    with pytest.raises(UserError, match=r"layer\.2\.output\.dense\.weight: expected \[8, 12\], got \[12, 8\]"):
+        load.fill(abstract(), write(tmp_path, tensors), bert.NAMES)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    file = write(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load.load_base(str(tmp_path), "bert", labels=2)
+
+
+def test_a_table_that_differs_from_the_module_is_a_bug_that_is_named():
+    names = dict(bert.NAMES)
+    del names["pooler.dense.bias"]
+    with pytest.raises(ValueError, match="pooler/bias"):
+        load.fill(abstract(), Path("nowhere"), names)
+
+
+def test_load_base(tmp_path):
+    base = load.load_base(str(write(tmp_path)), "bert", labels=4, pool="first", dtype=jnp.bfloat16)
+    assert isinstance(base.model, Classifier) and base.model.pool == "first"
+    head = parameters(base.model)["head/kernel"]
+    assert head.shape == (8, 4) and not head.any()
+    assert {leaf.dtype for leaf in jax.tree.leaves(base.model)} == {jnp.dtype(jnp.bfloat16)}
+    assert base.parameters == sum(tensor.size for tensor in load_file(tmp_path / "model.safetensors").values())
+    assert base.source == str(tmp_path)
+    assert base.tokenizer.encode("one two one three").ids == [1, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "roberta"}, r"model_type is 'roberta', but model\.family='bert'"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
+        ({"vocab_size": 2}, r"expected \[2, 8\], got \[11, 8\]"),
+    ],
+)
+def test_load_base_refuses_what_the_family_does_not_compute(tmp_path, config, message):
+    with pytest.raises(UserError, match=message):
+        load.load_base(str(write(tmp_path, **config)), "bert", labels=2)
+
+
+def test_load_base_refuses_arguments_and_files_by_name(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match=r"model\.family='gpt9': must be one of bert"):
+        load.load_base(str(tmp_path), "gpt9", labels=2)
+    with pytest.raises(UserError, match="pool='max': must be one of mean, first"):
+        load.load_base(str(tmp_path), "bert", labels=2, pool="max")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["num_attention_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json has no num_attention_heads"):
+        load.load_base(str(tmp_path), "bert", labels=2)
+    write(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable tokenizer"):
+        load.load_base(str(tmp_path), "bert", labels=2)
+
+
+def test_random_draws_kernels_and_embeddings_only():
+    wide = jax.eval_shape(lambda: bert.Bert(dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=256)))
+    held = parameters(load.random(wide, 1, std=0.5))
+    for path, array in held.items():
+        kind = path.rsplit("/", 1)[-1]
+        if kind in ("kernel", "embedding"):
+            assert abs(float(array.mean())) < 6 * 0.5 / array.size**0.5, path
+            assert abs(float(array.std()) - 0.5) < 6 * 0.5 / (2 * array.size) ** 0.5, path
+        else:
+            assert (array == (kind == "scale")).all(), path
+    assert not np.array_equal(held["layers/attn/q/kernel"], held["layers/attn/k/kernel"])
+    assert_same(load.random(wide, 1), load.random(wide, 1))
+    assert load.fingerprint(load.random(wide, 1)) != load.fingerprint(load.random(wide, 2))
+
+
+def test_fingerprint_changes_with_any_bit_and_any_dtype():
+    model = load.random(abstract(), 0)
+    first = load.fingerprint(model)
+    assert first == load.fingerprint(jax.tree.map(np.asarray, model))
+    for path, array in parameters(model).items():
+        bumped = np.array(array)
+        bumped.flat[-1] = np.nextafter(bumped.flat[-1], np.float32(9))
+        assert load.fingerprint(graft(model, {path: jnp.asarray(bumped)})) != first, path
+    zeros = load.random(abstract(), 0, std=0.0)
+    assert load.fingerprint(zeros) != load.fingerprint(load.random(abstract(), 0, std=0.0, dtype=jnp.bfloat16))
