@@ -11,7 +11,7 @@ from lora_jax.bench.clock import Clock
 from lora_jax.bench.sweep_vs_peft import peft_job, settings
 from lora_jax.data.batches import Batch
 from lora_jax.train.loop import make_pack
-from lora_jax.train.pack import packed_logits, packed_step
+from lora_jax.train.pack import packed_outputs, packed_step
 from lora_jax.train.plan import Point
 from lora_jax.train.setup import setup_of
 
@@ -32,7 +32,8 @@ def test_peft_sees_the_same_batches_and_starts_and_trains_as_we_do(tmp_path):
     ]
 
     tokens, mask, labels = given.train[0]
-    ours = packed_logits(pack.program)(setup.base.model, pack.state.params, pack.constants, Batch(tokens, mask, labels))
+    outputs_of = packed_outputs(pack.program)
+    ours = outputs_of(setup.base.model, pack.state.params, pack.constants, Batch(tokens, mask, labels))
     for run, model in enumerate(models):
         theirs = model(peft.as_tensor(tokens), peft.as_tensor(mask)).detach().numpy()
         np.testing.assert_allclose(ours[run], theirs, atol=2e-5)

@@ -11,4 +11,5 @@ To add one: a file here, a row in BENCHES. Modules are imported when they are as
 
 BENCHES: dict[str, str] = {
     "sweep_vs_peft": "lora_jax.bench.sweep_vs_peft",
+    "step": "lora_jax.bench.step_vs_peft",
 }

@@ -1,6 +1,9 @@
 """Where a process's wall time went. Standard library only: what it measures includes the imports."""
 
+import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 class Clock:
@@ -20,3 +23,29 @@ class Clock:
     def total(self) -> float:
         """Seconds from the start to the last lap."""
         return self._last - self.began
+
+
+def seconds_per_call(call: Callable[[], Any], wait: Callable[[Any], Any], blocks: int = 10) -> list[float]:
+    """Seconds that a call takes, once for each of `blocks`: calls one behind the other, and one wait at their end.
+
+    `call` starts work on a device and returns at once; `wait` takes what it returned and returns when that is done. A
+    block is about a tenth of a second, so that the wait and the first call's start weigh little. Three calls go before.
+    """
+    for _ in range(2):
+        wait(call())
+    began = time.perf_counter()
+    wait(call())
+    calls = min(20, max(1, round(0.1 / (time.perf_counter() - began))))
+    seconds = []
+    for _ in range(blocks):
+        began = time.perf_counter()
+        for _ in range(calls):
+            last = call()
+        wait(last)
+        seconds.append((time.perf_counter() - began) / calls)
+    return seconds
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "blocks": len(seconds)}

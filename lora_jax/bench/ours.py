@@ -20,7 +20,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from lora_jax.data.batches import prefetch
     from lora_jax.train.evaluate import evaluate
     from lora_jax.train.loop import compile_steps, make_pack
-    from lora_jax.train.pack import packed_logits
+    from lora_jax.train.pack import packed_outputs
     from lora_jax.train.plan import Point
     from lora_jax.train.setup import setup_of
 
@@ -40,7 +40,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         losses.append(metrics.loss)
     losses = [[float(loss) for loss in row] for row in jax.device_get(losses)]
     clock.lap("train")
-    scores = evaluate(packed_logits(pack.program), setup.base.model, state.params, pack.constants, test)
+    outputs_of = packed_outputs(pack.program)
+    scores = evaluate(pack.program.kind, outputs_of, setup.base.model, state.params, pack.constants, test)
     clock.lap("eval")
     return {
         "seconds": clock.total,

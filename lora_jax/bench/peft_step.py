@@ -1,0 +1,112 @@
+"""The other side of the step bench: a train step of transformers, under PEFT's LoRA or full; one process, one case.
+
+    python -m lora_jax.bench.peft_step '{"cases": [case], "rows": file}'
+
+Nothing of JAX is imported. What PEFT is spared: its weights, factors and optimizer state are bfloat16 throughout (ours
+train in float32) unless ``factors=float32``; its loss is never read back while it is timed; no metric is computed.
+"""
+
+import contextlib
+import functools
+import json
+import sys
+import time
+from typing import Any
+
+from lora_jax.bench import shapes
+from lora_jax.bench.cases import Peft
+from lora_jax.bench.clock import seconds_per_call, spread
+from lora_jax.bench.worker import Measure, serve
+
+
+def model_of(case: Peft, device: str):
+    """Random weights of the case's shape on `device`, with what it trains."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(**shapes.SHAPES[case.shape], max_position_embeddings=max(2048, case.tokens), use_cache=False)
+    dtype = getattr(torch, case.dtype)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if case.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    if case.method == "lora":
+        lora = LoraConfig(r=case.rank, lora_alpha=2 * case.rank, lora_dropout=0.0, target_modules="all-linear")
+        model = get_peft_model(model, lora, autocast_adapter_dtype=case.factors == "float32")
+    return model.train()
+
+
+class Stepper:
+    """`step()` is one update on the same random tokens: AdamW, gradients clipped to a norm of 1."""
+
+    def __init__(self, case: Peft, model: Any, device: str, tokens: Any = None):
+        import torch
+
+        self.model = torch.compile(model, dynamic=False) if case.mode == "compile" else model
+        self.trained = [value for value in model.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=0.0, fused=True)
+        if tokens is None:
+            vocabulary = shapes.SHAPES[case.shape]["vocab_size"]
+            tokens = torch.randint(vocabulary, (case.batch, case.tokens), device=device)
+        self.tokens = tokens
+        wide = case.factors == "float32" and case.dtype == "bfloat16"
+        self.context = functools.partial(torch.autocast, device, torch.bfloat16) if wide else contextlib.nullcontext
+
+    def step(self):
+        """The loss before the update, on the device."""
+        import torch
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.context():
+            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        return loss.detach()
+
+
+def measure(case: Peft, stepper: Stepper, device: str, first: float) -> dict[str, Any]:
+    """A row of the bench; `first` is the seconds that the first step took, compilation included."""
+    import torch
+
+    cuda = device == "cuda"
+
+    def wait(loss):
+        if cuda:
+            torch.cuda.synchronize()
+        return loss
+
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = spread(seconds_per_call(stepper.step, wait))
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "platform": "gpu" if cuda else "cpu",
+        "compile_seconds": max(0.0, first - seconds["median"]),
+        "seconds": seconds,
+        "flops": shapes.model_flops(case.shape, case.method, case.batch, case.tokens),
+        "memory": {"peak": torch.cuda.max_memory_allocated() if cuda else None},
+        "loss": [float(stepper.step())],
+    }
+
+
+def main(job: dict[str, Any]) -> None:
+    (case,) = (Peft.model_validate(case) for case in job["cases"])
+
+    def prepare() -> list[Measure]:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        stepper = Stepper(case, model_of(case, device), device)
+        began = time.perf_counter()
+        float(stepper.step())
+        first = time.perf_counter() - began
+        return [functools.partial(measure, case, stepper, device, first)]
+
+    serve(job, prepare)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
