@@ -16,12 +16,14 @@ _HOME = {
     "merge": "lora_jax.delta",
     "parameters": "lora_jax.delta",
     "UserError": "lora_jax.errors",
+    "Decoding": "lora_jax.generate",
+    "generate_text": "lora_jax.generate",
     "METHODS": "lora_jax.methods",
     "build_report": "lora_jax.report",
     "place": "lora_jax.targets",
     "hyper_of": "lora_jax.train.optimizer",
     "member": "lora_jax.train.pack",
-    "packed_logits": "lora_jax.train.pack",
+    "packed_outputs": "lora_jax.train.pack",
     "packed_step": "lora_jax.train.pack",
     "stack": "lora_jax.train.pack",
     "Point": "lora_jax.train.plan",
@@ -31,6 +33,7 @@ _HOME = {
     "load_adapter": "lora_jax.weights.adapters",
     "save_adapter": "lora_jax.weights.adapters",
     "load_base": "lora_jax.weights.load",
+    "save_pretrained": "lora_jax.weights.save",
 }
 __all__ = sorted(_HOME)
 

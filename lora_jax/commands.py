@@ -27,7 +27,7 @@ from lora_jax.train.plan import Point
 CONF = Path(__file__).parents[1] / "conf"
 ONLY_SHOWS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 # What tells the points of a study apart.
-STUDY = ("method", "rank", "alpha", "targets", "lr", "seed", "model", "task")
+STUDY = ("method", "rank", "alpha", "targets", "lr", "seed", "base", "model", "task")
 
 
 def run(task: Callable[[], Any], *, kind: str, results: Path) -> NoReturn:
@@ -255,7 +255,7 @@ def finish(folder: Path) -> int:
     console.width = max(console.width, min(needed, 120) if console.is_terminal else needed)
     console.print(table)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
-    return 0 if all(row.finished for row in rows) else 1
+    return 0 if all(row.status in ("finished", "stopped") for row in rows) else 1
 
 
 @contextlib.contextmanager

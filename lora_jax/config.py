@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lora_jax.errors import UserError
 
 DATA: dict[str, Any] = {"data": True}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+QUANTISED = ("int8", "nf4")  # the values of `base` that leave too few bits to train
 
 
 def _multiple_of_rank(value: float | str) -> float | str:
@@ -45,8 +46,24 @@ class ModelConfig(Settings):
     source: str = Field(description="hf://owner/name[@revision], pypi://distribution[==version] or a folder")
     pool: Literal["mean", "first", "last"] = Field("mean", description="what a classification head sees of the tokens")
     unroll: PositiveInt | Literal["auto"] = Field(
-        1, description="layers per step of the scan over layers; auto: all of them on a CPU, one elsewhere"
+        1,
+        description="layers per step of the scan over layers; auto: all of them on a CPU without remat, one elsewhere",
     )
+    remat: Literal["none", "dots", "layer"] = Field(
+        "none", description="what a layer keeps for the backward pass: all, the results of matmuls, or its input alone"
+    )
+    attention: Literal["auto", "xla", "cudnn"] = Field(
+        "auto", description="what computes attention; auto: cuDNN on a CUDA GPU where it can, XLA elsewhere"
+    )
+
+
+class DecodeConfig(Settings):
+    """How test texts are written: greedily, or by beam search."""
+
+    new_tokens: PositiveInt = Field(description="most tokens of a text")
+    beams: PositiveInt = 1
+    length_penalty: float = Field(1.0, description="beam search divides by a text's length to this power")
+    no_repeat_ngram: NonNegativeInt = Field(0, description="no so many tokens come twice; 0 allows all")
 
 
 class TaskConfig(Settings):
@@ -56,6 +73,8 @@ class TaskConfig(Settings):
     data_dir: str | None = Field(None, description="a folder with the raw files, in place of the ones at hand")
     buckets: tuple[PositiveInt, ...] = Field(description="padded lengths in tokens; the longest truncates")
     steps: PositiveInt = Field(description="how long to train when neither steps nor epochs is given")
+    eval_examples: PositiveInt | None = Field(None, description="most examples to validate and to test on; null: all")
+    decode: DecodeConfig | None = Field(None, description="how test texts are written, where the task is to write")
 
 
 class LoraConfig(Settings):
@@ -117,9 +136,17 @@ class RunConfig(Settings):
     batch: PositiveInt = 32
     eval_batch: PositiveInt = 128
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    base: Literal["auto", "f32", "bf16", "int8", "nf4"] = Field(
+        "auto", description="how the frozen base is stored on the device; auto: as dtype, in which it is computed"
+    )
     eval_every: PositiveInt | Literal["epoch"] = "epoch"
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 100
+    stop: Literal["none", "median"] = Field(
+        "none",
+        json_schema_extra=DATA,
+        description="when a run that falls behind its pack is ended (lora_jax/stopping.py)",
+    )
 
     baseline: Literal["full", "none"] = Field("full", description="what a sweep is compared with", exclude=True)
     resume: str | None = Field(None, description="the folder of a sweep or run to go on with", exclude=True)
@@ -129,6 +156,14 @@ class RunConfig(Settings):
     def _one_length(self):
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps={self.steps} and epochs={self.epochs}: give one of them")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _full_width_trains(self):
+        if self.method.name == "full" and self.base in QUANTISED:
+            raise ValueError(
+                f"base={self.base!r}: must be auto, f32 or bf16 with method=full, which trains every weight of it"
+            )
         return self
 
     def steps_of(self, steps_per_epoch: int) -> int:

@@ -83,14 +83,14 @@ class Tracker:
     def finish(self, summary: dict[str, Any], adapter: Path | None = None) -> None:
         """Writes summary.json, and ends the W&B run: final figures, `adapter` as an artifact, and its exit code.
 
-        A status other than "finished" (diverged, failed) gives the W&B run a non-zero exit code.
+        A status other than "finished" and "stopped" (diverged, failed) gives the W&B run a non-zero exit code.
         """
         write_json(self.folder / "summary.json", summary)
         if self._wandb is not None:
             self._guarded(lambda run: run.summary.update(_flat(summary)))
             if adapter is not None:
                 self._guarded(lambda run: self._log_artifact(run, adapter))
-        self.close(exit_code=0 if summary["status"] == "finished" else 1)
+        self.close(exit_code=0 if summary["status"] in ("finished", "stopped") else 1)
 
     def close(self, exit_code: int = 1) -> None:
         """Closes the files and the W&B run. Alone, without `finish`, it marks the run as interrupted."""

@@ -38,6 +38,12 @@ def test_a_ratio_of_the_users_own():
     assert full == {"lr=0.0006", "method=full"}
 
 
+def test_full_fine_tuning_has_the_whole_base_where_lora_has_a_quantised_one():
+    assert called_for("rank=4,8", shared=("base=nf4",)) == [{"base=auto", "method=full"}]
+    assert called_for("base=auto,int8,nf4") == [{"base=auto", "method=full"}]
+    assert called_for("base=bf16", "rank=4") == [{"base=bf16", "method=full"}]
+
+
 def test_once_per_seed_and_whatever_both_methods_have():
     found = called_for("rank=4,8", "seed=0,1", "optim=adamw,sgd", shared=("optim.weight_decay=0.1",))
     shared = {"method=full", "optim.weight_decay=0.1"}

@@ -56,7 +56,8 @@ def test_from_a_base_to_an_adapter(tiny_model, tmp_path):
         ready = lora_jax.METHODS["lora"].materialise(adapter.delta, {"scale": adapter.scale})
         grafted = lora_jax.graft(base.model, ready)(tokens, tokens > 0)
         merged = lora_jax.merge(base.model, ready)(tokens, tokens > 0)
-        packed = lora_jax.packed_logits(program)(base.model, state.params, constants, Batch(tokens, tokens > 0, labels))
+        batch = Batch(tokens, tokens > 0, labels)
+        packed = lora_jax.packed_outputs(program)(base.model, state.params, constants, batch)
         np.testing.assert_allclose(grafted, merged, atol=1e-5)
         np.testing.assert_allclose(grafted, packed[i], atol=1e-5)
         assert (np.asarray(grafted).argmax(-1) == labels).mean() > 0.5

@@ -1,6 +1,7 @@
 """Metrics of language models: of what they think of a reference, and of what they write."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,5 +32,5 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     import sacrebleu  # a quarter of a second, which only a task that writes should pay
 
     most = max(map(len, references))
-    streams = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+    streams: Any = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
     return float(sacrebleu.corpus_bleu(list(texts), streams).score)

@@ -17,8 +17,9 @@ _SKIPPED = {".hydra", "report", "checkpoints", "adapter", "wandb"}
 class Row:
     """One run. Fields are summary.json's; any number is None when it is not known.
 
-    `status` is summary.json's finished, diverged or failed; without a summary.json it is running when a process is
-    writing to the run now, else interrupted. `asked` are the point's overrides, ``{"rank": "8"}``.
+    `status` is summary.json's finished, stopped (by ``stop=median``), diverged or failed; without a summary.json it is
+    running when a process is writing to the run now, else interrupted. `asked` are the point's overrides,
+    ``{"rank": "8"}``.
     """
 
     folder: Path

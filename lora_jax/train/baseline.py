@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from lora_jax.config import RunConfig
+from lora_jax.config import QUANTISED, RunConfig
 
 # What belongs to LoRA alone: full fine-tuning is the same whatever these are.
 LORA_ONLY = ("rank", "alpha", "targets", "method")
@@ -15,7 +15,8 @@ def baselines(
     """The overrides of every baseline that `points` call for and do not hold already.
 
     `compose` gives the RunConfig of some overrides. LoRA and full fine-tuning want different learning rates (LoRA's
-    best is about ten times larger), so an explicit ``lr`` is scaled by the ratio of the two methods' own defaults.
+    best is about ten times larger), so an explicit ``lr`` is scaled by the ratio of the two methods' own defaults. Full
+    fine-tuning trains the base, so beside LoRA on a quantised one it is given the whole one, ``base=auto``.
     """
     held = {identity(run) for _, run in points if run.method.name == "full"}
     wanted: list[Overrides] = []
@@ -23,6 +24,8 @@ def baselines(
         if run.method.name == "full" or run.baseline == "none":
             continue
         shared = [item for item in overrides if _key(item).split(".")[0] not in LORA_ONLY]
+        if run.base in QUANTISED:
+            shared = [*(item for item in shared if _key(item) != "base"), "base=auto"]
         rate = [item for item in shared if _key(item) == "lr"]
         full = compose((*(item for item in shared if item not in rate), "method=full"))
         if rate:

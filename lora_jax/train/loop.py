@@ -123,7 +123,7 @@ class Loop:
         self.evaluations = [{*range(every, steps, every), int(steps)} for steps in pack.steps]
 
     def run(self) -> list[int]:
-        """Trains the pack; each run's results are in its folder. Returns the places of runs that had better go on alone.
+        """Trains the pack; each run's results are in its folder. Returns the places of runs that should go on alone.
 
         Those have a checkpoint, and no results yet. A run that diverges stops where it was and leaves the others as
         they are. The base is not touched. Raises MemoryError before the first step, if there is no room for the
@@ -250,13 +250,15 @@ class Loop:
     def _stop(self) -> None:
         """Ends the runs that ask for it and have fallen behind, after a validation."""
         step, select = self.progress.step, self.setup.task.select
-        lost = behind(select, [best and best[select] for best in self.progress.best])
+        lost = behind(select, [best[select] if best else None for best in self.progress.best])
         ended = {}
         for i in np.flatnonzero(self._going() & lost).tolist():
             scored = sum(due <= step for due in self.evaluations[i])
             if self.pack.points[i].config.stop == "median" and step in self.evaluations[i] and scored >= JUDGED_FROM:
                 ended[i] = self.progress.stopped[i] = step
-                self.show.say(f"pack {self.index}: {self.pack.points[i].name} is behind the median, ended at step {step}")
+                self.show.say(
+                    f"pack {self.index}: {self.pack.points[i].name} is behind the median, ended at step {step}"
+                )
         self._cut(ended)
 
     def _cut(self, ended: dict[int, int]) -> None:

@@ -89,6 +89,7 @@ def identity(setup: Setup, point: Point, start: Start) -> dict[str, Any]:
         "base_parameters": base,
         "trainable_share": trainable / base,
         "metric": setup.task.metric,
+        "select": setup.task.select,
         "test": None,
         "adapter_bytes": None,
     }
@@ -99,8 +100,8 @@ def trainable_count(start: Start) -> int:
     total = 0
     for value in start.params.values():
         if isinstance(value, dict):
-            # A starts at zero exactly in the columns that pad it.
-            rank = int((abs(value["a"]).max(-2) > 0).sum())
+            # What pads a pair is zero in A and in B; what trains starts at zero in one of them.
+            rank = int(((abs(value["a"]).max(-2) > 0) | (abs(value["b"]).max(-1) > 0)).sum())
             total += rank * (value["a"].shape[-2] + value["b"].shape[-1])
         else:
             total += value.size
@@ -118,6 +119,7 @@ def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
         "family": run.model.family,
         "pool": run.model.pool,
         "dtype": run.dtype,
+        "base": run.base,
         "labels": list(setup.task.labels),
         "run": run.model_dump(mode="json"),
     }

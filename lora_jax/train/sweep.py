@@ -1,7 +1,11 @@
 """A sweep, from its points to their summaries: check everything, load, plan, train pack after pack."""
 
+import contextlib
+import dataclasses
+import gc
 import logging
 import shutil
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +17,11 @@ from lora_jax.errors import UserError
 from lora_jax.methods import METHODS
 from lora_jax.track import read_json, write_json
 from lora_jax.train import memory, record
-from lora_jax.train.loop import Loop, make_pack
-from lora_jax.train.optimizer import hyper_of
+from lora_jax.train.checkpoint import PackCheckpoints
+from lora_jax.train.loop import Loop, is_out_of_memory, make_pack
 from lora_jax.train.plan import PackPlan, Point, plan
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup, setup_of
-from lora_jax.train.step import program_of
 from lora_jax.weights.sources import cache_folder
 
 # Names of a pack's runs that the printed plan spells out; plan.json has them all.
@@ -45,15 +48,12 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
             show.stage(f"loading {point.config.model.name} and {point.config.task.name}")
             setup = setup_of(point.config)
             METHODS[point.config.method.name].check(setup.base.model, point.config)
-        packs = _plan(points, home)
-        _refuse_full_disk(packs, home)
+        show.stage("planning")
+        costs = memory.Costs()
+        packs = _plan(points, home, costs)
+        _refuse_full_disk(packs, home, costs)
         for pack in packs:
-            names = "  ".join(point.name for point in pack.points[:NAMED])
-            names += f"  and {len(pack.points) - NAMED} more" if len(pack.points) > NAMED else ""
-            show.say(
-                f"pack {pack.index}: {len(pack.points)} x {pack.points[0].config.method.name}, about "
-                f"{len(pack.points) * pack.run_bytes / 2**30:.2f} GiB beside the base: {names}"
-            )
+            show.say(_told(pack))
         for pack in packs:
             if not all(record.is_done(point.folder) for point in pack.points):
                 _run_pack(pack, home, group, show)
@@ -63,23 +63,60 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
     return summaries
 
 
+def _told(pack: PackPlan) -> str:
+    """A line of the printed plan. It has no time: what a FLOP takes is not known before the first steps are timed."""
+    names = "  ".join(point.name for point in pack.points[:NAMED])
+    names += f"  and {len(pack.points) - NAMED} more" if len(pack.points) > NAMED else ""
+    stored = f" on the {base} base" if (base := pack.points[0].config.base) != "auto" else ""
+    return (
+        f"pack {pack.index}: {len(pack.points)} x {pack.points[0].config.method.name}{stored}, {pack.steps} steps of "
+        f"{pack.tokens // pack.steps:,} tokens, {'about' if pack.exact else 'at most'} {pack.bytes / 2**30:.2f} GiB "
+        f"beside the base: {names}"
+    )
+
+
 def _run_pack(pack: PackPlan, home: Path, group: str, show: Show) -> None:
-    """Trains a pack. Out of memory, it is halved, down to single runs; any other failure is its runs' own."""
-    setup = setup_of(pack.points[0].config)
+    """Trains a pack, in parts where it must: two halves, down to single runs, where it takes more memory than there is,
+    and the runs that outlive stopped ones. A part goes on from the pack's newest checkpoint. Any other failure is its
+    runs' own.
+    """
     try:
-        Loop(setup, make_pack(setup, pack.points), index=pack.index, home=home, group=group, show=show).run()
-        shutil.rmtree(home / "checkpoints" / f"pack-{pack.index}", ignore_errors=True)
+        going = _trained(pack, home, group, show)
+        parts = [[i for i in range(len(pack.points)) if i not in going], going] if going else []
+        why = f"{len(going)} of {len(pack.points)} runs are left, going on with them alone"
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error) and len(pack.points) > 1:
-            show.say(f"pack {pack.index}: out of memory with {len(pack.points)} runs, halving it")
-            for half in _halve(pack, home):
-                _run_pack(half, home, group, show)
+        if not is_out_of_memory(error) or len(pack.points) == 1:
+            _fail_pack(pack, home, show, error)
             return
-        show.say(f"pack {pack.index} failed: {type(error).__name__}: {error}")
-        (home / f"pack-{pack.index}-error.txt").write_text(traceback.format_exc())
-        for point in pack.points:
-            if not record.is_done(point.folder):
-                _fail(setup, point, f"{type(error).__name__}: {error}")
+        middle = len(pack.points) // 2
+        parts = [list(range(middle)), list(range(middle, len(pack.points)))]
+        why = f"out of memory with {len(pack.points)} runs, halving it ({textwrap.shorten(str(error), 120)})"
+    # Out here, because an exception holds on to the frames that it came through, and so to the pack's arrays.
+    if parts:
+        gc.collect()
+        packs, step = _split(pack, parts, home)
+        show.say(
+            f"pack {pack.index}: {why}, from step {step or 0}, as packs {' and '.join(str(p.index) for p in packs)}"
+        )
+        for part in packs:
+            if not all(record.is_done(point.folder) for point in part.points):
+                _run_pack(part, home, group, show)
+    else:
+        shutil.rmtree(_checkpoints(pack, home), ignore_errors=True)
+
+
+def _trained(pack: PackPlan, home: Path, group: str, show: Show) -> list[int]:
+    setup = setup_of(pack.points[0].config)
+    return Loop(setup, make_pack(setup, pack.points), index=pack.index, home=home, group=group, show=show).run()
+
+
+def _fail_pack(pack: PackPlan, home: Path, show: Show, error: Exception) -> None:
+    setup = setup_of(pack.points[0].config)
+    show.say(f"pack {pack.index} failed: {type(error).__name__}: {error}")
+    (home / f"pack-{pack.index}-error.txt").write_text("".join(traceback.format_exception(error)))
+    for point in pack.points:
+        if not record.is_done(point.folder):
+            _fail(setup, point, f"{type(error).__name__}: {error}")
 
 
 def _fail(setup: Setup, point: Point, error: str) -> None:
@@ -93,7 +130,7 @@ def _fail(setup: Setup, point: Point, error: str) -> None:
 # ---- the plan
 
 
-def _plan(points: Sequence[Point], home: Path) -> list[PackPlan]:
+def _plan(points: Sequence[Point], home: Path, costs: memory.Costs) -> list[PackPlan]:
     """Packs for `points`: those that plan.json has, as a resumed sweep must keep them, and new ones for the rest.
 
     plan.json keeps the packs of other points too: some sweepers launch a sweep in several batches.
@@ -103,8 +140,8 @@ def _plan(points: Sequence[Point], home: Path) -> list[PackPlan]:
     planned = {point.name for pack in known for point in pack.points}
     first = 1 + max((pack["index"] for pack in recorded), default=-1)
     fresh = [
-        PackPlan(first + pack.index, pack.points, pack.run_bytes)
-        for pack in plan([point for point in points if point.name not in planned], _cost)
+        dataclasses.replace(pack, index=first + pack.index)
+        for pack in plan([point for point in points if point.name not in planned], costs)
     ]
     home.mkdir(parents=True, exist_ok=True)
     write_json(home / "plan.json", {"packs": recorded + [pack.record() for pack in fresh]})
@@ -118,33 +155,40 @@ def _recorded(home: Path) -> list[dict[str, Any]]:
 def _known(points: Sequence[Point], recorded: list[dict[str, Any]]) -> list[PackPlan]:
     by_name = {point.name: point for point in points}
     return [
-        PackPlan(pack["index"], tuple(by_name[name] for name in pack["runs"]), pack["run_bytes"])
+        PackPlan(
+            **{key: pack[key] for key in pack if key != "runs"}, points=tuple(by_name[name] for name in pack["runs"])
+        )
         for pack in recorded
         if all(name in by_name for name in pack["runs"])
     ]
 
 
-def _halve(pack: PackPlan, home: Path) -> list[PackPlan]:
-    """Two packs in place of `pack`, in plan.json too."""
-    shutil.rmtree(home / "checkpoints" / f"pack-{pack.index}", ignore_errors=True)
-    recorded, middle = _recorded(home), len(pack.points) // 2
+def _split(pack: PackPlan, parts: Sequence[Sequence[int]], home: Path) -> tuple[list[PackPlan], int | None]:
+    """Packs of the runs at the places `parts`, in place of `pack`: in plan.json, and with its newest checkpoint."""
+    recorded = _recorded(home)
     first = 1 + max(other["index"] for other in recorded)
-    halves = [
-        PackPlan(first + i, half, pack.run_bytes) for i, half in enumerate((pack.points[:middle], pack.points[middle:]))
-    ]
+    packs = [pack.part(first + i, members) for i, members in enumerate(parts)]
+    setup = setup_of(pack.points[0].config)
+    split = [(_checkpoints(part, home), members, _arrays(part)) for part, members in zip(packs, parts, strict=True)]
+    with contextlib.closing(
+        PackCheckpoints(_checkpoints(pack, home), base_fingerprint=setup.base.fingerprint)
+    ) as checkpoints:
+        step = checkpoints.split(_arrays(pack), split)
     kept = [other for other in recorded if other["index"] != pack.index]
-    write_json(home / "plan.json", {"packs": kept + [half.record() for half in halves]})
-    return halves
+    write_json(home / "plan.json", {"packs": kept + [part.record() for part in packs]})
+    shutil.rmtree(_checkpoints(pack, home), ignore_errors=True)
+    return packs, step
 
 
-def _cost(group: Sequence[Point]) -> tuple[int, int]:
-    """(bytes that the costliest run of `group` takes, bytes there are)."""
-    run = max((point.config for point in group), key=lambda run: (run.rank, len(run.targets)))
-    setup = setup_of(run)
-    start = METHODS[run.method.name].start(setup.base.model, run)
-    longest = max(setup.train_batches(run, (run.seed,)).lengths())
-    run_bytes = memory.run_bytes(program_of(run), setup.base.model, start, hyper_of(run, 1), run.batch, longest)
-    return run_bytes, memory.budget()
+def _arrays(pack: PackPlan) -> dict[str, Any]:
+    """The shapes of what a checkpoint of `pack` holds."""
+    widest = memory.Costs().widest(pack.points)
+    state, _, _ = memory.abstract(pack.points[0].config, widest, len(pack.points))
+    return {"state": state, "best": state.params}
+
+
+def _checkpoints(pack: PackPlan, home: Path) -> Path:
+    return home / "checkpoints" / f"pack-{pack.index}"
 
 
 # ---- what would go wrong later
@@ -159,13 +203,11 @@ def _refuse_taken(points: Sequence[Point]) -> None:
             )
 
 
-def _refuse_full_disk(packs: Sequence[PackPlan], home: Path) -> None:
+def _refuse_full_disk(packs: Sequence[PackPlan], home: Path, costs: memory.Costs) -> None:
     """Adapters, and two checkpoints (delta, its two moments, the best delta) of the largest pack."""
     adapters, checkpoints = 0, 0
     for pack in packs:
-        setup = setup_of(pack.points[0].config)
-        starts = (METHODS[point.config.method.name].start(setup.base.model, point.config) for point in pack.points)
-        deltas = sum(memory.size(start.params) for start in starts)
+        deltas = sum(memory.size(costs.shapes(point).params) for point in pack.points)
         adapters, checkpoints = adapters + deltas, max(checkpoints, 2 * 4 * deltas)
     free = shutil.disk_usage(home).free
     if adapters + checkpoints > free:
