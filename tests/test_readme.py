@@ -6,8 +6,19 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_answer_in_readme_is_the_answer(capsys):
+    """SmolLM2's real weights."""
+    _, code = snippets()
+    exec(code, {})
+    assert f"# {capsys.readouterr().out.strip()}" in code
+
+
 def test_the_python_of_readme_runs(tiny_model, tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code, _ = snippets()
     monkeypatch.chdir(tmp_path)
     small = f'"model.source={tiny_model}", "task.buckets=[16]", "batch=8", "steps=2"'
     names: dict = {}
