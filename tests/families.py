@@ -44,7 +44,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"image_size": 8, "patch_size": 2, "num_channels": 3},
     ),
     "gpt2": ("gpt2", {"vocab_size": 31, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 20}),
-    "gpt_neox": ("gpt_neox", {key: _DECODER[key] for key in _DECODER if key not in ("num_key_value_heads", "head_dim")}),
+    "gpt_neox": ("gpt_neox", _ENCODER),
     "llama": ("llama", _DECODER),
     "qwen3": ("qwen3", _DECODER | {"model_type": "qwen3", "tie_word_embeddings": True}),
     "gemma": ("gemma", _DECODER),

@@ -75,6 +75,11 @@ def publish(name: str, folder: Path) -> str:
     if kind == "gpt2":  # no prefix, and the causal mask as a constant
         tensors = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
         tensors |= {f"h.{i}.attn.bias": np.tri(40, dtype=np.float32)[None, None] for i in range(2)}
+    elif kind == "gpt_neox":  # the causal mask and the rotary frequencies as constants
+        layers = [f"gpt_neox.layers.{i}.attention." for i in range(2)]
+        tensors |= {f"{layer}bias": np.tri(40, dtype=bool)[None, None] for layer in layers}
+        constants = ("masked_bias", "rotary_emb.inv_freq")
+        tensors |= {layer + name: np.ones(4, np.float16) for layer in layers for name in constants}
     elif kind == "bert":  # names of TensorFlow's, and the head for the next sentence
         new = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         tensors = {functools.reduce(lambda n, part: n.replace(part, new[part]), new, k): t for k, t in tensors.items()}

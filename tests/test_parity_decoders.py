@@ -274,3 +274,5 @@ def test_what_is_not_computed_is_refused(tmp_path):
         read_rope(10000.0, {"rope_type": "yarn", "factor": 2.0})
     with pytest.raises(ValueError, match="rope_type='linear' needs factor"):
         read_rope(10000.0, {"type": "linear"})
+    with pytest.raises(ValueError, match=r"rotary_pct=0.25 of heads of width 12 is 3 dimensions"):
+        FAMILIES["gpt_neox"].config(61, 36, 40, 2, 3)

@@ -5,24 +5,28 @@ Beside GPT-2: rotary positions on a part of each head's dimensions, and an outpu
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import Array
 
 from lora_jax.models.decoder import Decoder, DecoderView, Kind
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, stack
 from lora_jax.models.rope import Rope, read_rope, rotate
 
-ACTIVATIONS = {"gelu": gelu, "gelu_fast": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class GptNeoxConfig:
     """The part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's.
 
-    After construction `rope_parameters` is a Rope, whichever way the file told it.
+    After construction `rope_parameters` is a Rope and says all there is to say of it, whichever way the file did.
     """
 
     vocab_size: int
@@ -45,21 +49,14 @@ class GptNeoxConfig:
             raise ValueError(f"hidden_act={self.hidden_act!r}: this family computes {' and '.join(ACTIVATIONS)} only")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
-        told = self.rope_parameters or self.rope_scaling or {}
-        if not isinstance(told, Rope):
-            told = read_rope(self.rotary_emb_base, {"partial_rotary_factor": self.rotary_pct, **told})
-        if told.turned(self.d_head) % 2:
-            raise ValueError(
-                f"rotary_pct={told.partial_rotary_factor} of heads of width {self.d_head} is "
-                f"{told.turned(self.d_head)} dimensions: rotary embeddings turn pairs, so it must be even"
-            )
-        for name, value in {
-            "rope_parameters": told,
-            "rope_scaling": None,
-            "rotary_pct": told.partial_rotary_factor,
-            "rotary_emb_base": told.rope_theta,
-        }.items():
-            object.__setattr__(self, name, value)
+        rope = self.rope_parameters or self.rope_scaling or {}
+        if not isinstance(rope, Rope):
+            rope = read_rope(self.rotary_emb_base, {"partial_rotary_factor": self.rotary_pct, **rope})
+        if (turned := rope.turned(self.d_head)) % 2:
+            part = f"rotary_pct={rope.partial_rotary_factor} of heads of width {self.d_head}"
+            raise ValueError(f"{part} is {turned} dimensions: rotary embeddings turn pairs, so it must be even")
+        object.__setattr__(self, "rope_parameters", rope)
+        object.__setattr__(self, "rope_scaling", None)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -147,7 +144,4 @@ NAMES: dict[str, str | tuple[str, ...]] = {
 
 PREFIXES = ("gpt_neox.", "")
 # The causal mask and the rotary frequencies, stored as constants, and heads of other tasks.
-IGNORED = (
-    r"(gpt_neox\.)?layers\.\d+\.attention\.((masked_)?bias|rotary_emb\.inv_freq)",
-    r"(score|classifier)\..*",
-)
+IGNORED = (r"(gpt_neox\.)?layers\.\d+\.attention\.((masked_)?bias|rotary_emb\.inv_freq)", r"(score|classifier)\..*")

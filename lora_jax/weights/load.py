@@ -138,12 +138,12 @@ def fill(
     """`abstract` (from ``jax.eval_shape``) with the tensors in `folder` for its parameters, as `dtype`.
 
     `names` maps checkpoint names to paths. A ``{}`` in a name stands for a layer's number: those tensors are stacked
-    along a leading axis of layers. Several paths share a fused tensor: equal parts of its outputs, in that order; or of
-    each of `groups` equal stretches of its outputs. With `transpose`, a path that ends in ``/kernel`` is transposed, ``[d_out, d_in]`` to ``[d_in, d_out]``; a convolution's,
-    ``[d_out, channels, ...]``, is flattened before that. `prefix` stands before every name in the checkpoint, `renamed`
-    maps parts of old names to parts of today's, and names that fully match a regex of `ignore` may be left unused.
-    What stands under ``head/`` is zero. With `kind`, the blocks' kernels are quantised, a layer at a time: none of
-    them is anywhere whole at full width.
+    along a leading axis of layers. Several paths share a fused tensor: equal parts of its outputs, in that order; with
+    `groups`, of each of so many equal stretches of its outputs. With `transpose`, a path that ends in ``/kernel`` is
+    transposed, ``[d_out, d_in]`` to ``[d_in, d_out]``; a convolution's, ``[d_out, channels, ...]``, is flattened before
+    that. `prefix` stands before every name in the checkpoint, `renamed` maps parts of old names to parts of today's,
+    and names that fully match a regex of `ignore` may be left unused. What stands under ``head/`` is zero. With `kind`,
+    the blocks' kernels are quantised, a layer at a time: none of them is anywhere whole at full width.
 
     The host holds what is filled so far and a few rows more. Raises UserError that lists every tensor missing, unused,
     or of another shape.
@@ -185,9 +185,10 @@ def _copy(tensor: Tensor, into: np.ndarray, part: int, parts: int, groups: int, 
 
     A few rows at a time, transposed if `turned`.
     """
-    width = into.shape[-1] // (groups if parts > 1 else 1)
-    for group, end in enumerate(range(width, into.shape[-1] + 1, width)):
-        own, start = into[..., end - width : end], (group * parts + part) * width
+    groups = groups if parts > 1 else 1
+    width = into.shape[-1] // groups
+    for group in range(groups):
+        own, start = into[..., group * width : (group + 1) * width], (group * parts + part) * width
         if turned:
             for rows, value in tensor.chunks(start, start + width):
                 own.T[rows] = value.reshape(len(value), -1)
