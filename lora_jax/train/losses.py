@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-IGNORED = -1  # the label of a token that is not to be predicted
+from lora_jax.data.tokens import IGNORED
 
 
 def cross_entropy(logits: Float[Array, "batch labels"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
