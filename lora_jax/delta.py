@@ -91,16 +91,13 @@ def resize(delta: Delta, rank: dict[str, int]) -> Delta:
 
     def to(array, axis, size):
         if array.shape[axis] >= size:
-            return jax.lax.slice_in_dim(array, 0, size, axis=axis)
+            return array[(..., slice(size), *[slice(None)] * (-1 - axis))]
         width = [(0, 0)] * array.ndim
         width[axis] = (0, size - array.shape[axis])
         return jnp.pad(array, width)
 
     return {
-        path: {
-            "a": to(value["a"], value["a"].ndim - 1, rank[path]),
-            "b": to(value["b"], value["b"].ndim - 2, rank[path]),
-        }
+        path: {"a": to(value["a"], -1, rank[path]), "b": to(value["b"], -2, rank[path])}
         if isinstance(value, dict)
         else value
         for path, value in delta.items()

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ class Pack:
 
     program: Program
     points: Sequence[Point]
-    starts: Sequence[Start]
+    shapes: Sequence[Start]  # of what each run starts from, at its true rank: the arrays themselves are in `state`
+    trainable: Sequence[int]  # numbers that each run trains
     steps: np.ndarray  # [runs], how long each trains
     batches: TrainBatches
     state: RunState
@@ -54,7 +56,10 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
     steps = [run.steps_of(batches.steps_per_epoch) for run in runs]
     starts = [METHODS[program.method].start(setup.base.model, run) for run in runs]
     hypers = [hyper_of(run, n) for run, n in zip(runs, steps, strict=True)]
-    return Pack(program, points, starts, np.array(steps), batches, *stack(program, starts, hypers))
+    shapes, trainable = jax.eval_shape(lambda: starts), [record.trainable_count(start) for start in starts]
+    # As one program: by itself, every small operation would be compiled.
+    stacked = jax.jit(functools.partial(stack, program))(starts, hypers)
+    return Pack(program, points, shapes, trainable, np.array(steps), batches, *stacked)
 
 
 def compile_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
@@ -174,7 +179,7 @@ class Loop:
         none: list[Any] = [None] * len(self.runs)
         self.progress = Progress(0, [True] * len(self.runs), [0] * len(self.runs), [*none], [*none], [*none], 0.0)
         # Buffers of its own: the step donates the state's.
-        self.best = jax.tree.map(jnp.copy, self.pack.state.params)
+        self.best = _copied(self.pack.state.params)
         restored = checkpoints.restore({"state": self.pack.state, "best": self.best})
         if restored is None:
             return None
@@ -311,11 +316,13 @@ class Loop:
         self.show.stage(f"scoring {len(self.test.encoded)} test examples")
         scores = self._score(self.best, self.test)
         scores = [own | written for own, written in zip(scores, self._write_texts(), strict=True)]
-        updates, live = jax.device_get((self.pack.state.step, self.pack.state.live))
+        updates, live, best, constants = jax.device_get(
+            (self.pack.state.step, self.pack.state.live, self.best, self.pack.constants)
+        )
         progress = self.progress
         for i in [i for i in ended if i in self.trackers]:
             point = self.pack.points[i]
-            summary = record.identity(self.setup, point, self.pack.starts[i]) | {
+            summary = record.identity(self.setup, point, self.pack.shapes[i], self.pack.trainable[i]) | {
                 "status": "diverged" if not live[i] else "stopped" if progress.stopped[i] else "finished",
                 "error": None if live[i] else f"diverged at step {int(updates[i]) + 1}",
                 "steps": int(updates[i]),
@@ -333,15 +340,15 @@ class Loop:
             if live[i]:
                 self._write(i, {f"test/{name}": value for name, value in scores[i].items()})
                 adapter = point.folder / "adapter"
-                summary["adapter_bytes"] = self._save(i, adapter)
+                summary["adapter_bytes"] = self._save(i, adapter, best, constants)
             self.trackers[i].finish(summary, adapter)
 
-    def _save(self, i: int, folder: Path) -> int:
-        start = self.pack.starts[i]
+    def _save(self, i: int, folder: Path, best: Delta, constants: Any) -> int:
+        shapes = self.pack.shapes[i]
         return save_adapter(
             folder,
-            member(self.best, i, start.params),
-            start.constants.get("scale", {}),
+            member(best, i, shapes.params),
+            {path: constants["scale"][path][i] for path in shapes.constants.get("scale", {})},
             base_source=self.setup.base.source,
             base_fingerprint=self.setup.base.fingerprint,
             config=record.adapter_config(self.setup, self.pack.points[i]),
@@ -356,6 +363,11 @@ class Loop:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether `error` says that the device, or a plan for it, has too little memory for a pack."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 @jax.jit

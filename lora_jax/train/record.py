@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lora_jax.delta import count
 from lora_jax.methods import Start
@@ -65,12 +66,14 @@ def run_record(setup: Setup, point: Point) -> dict[str, Any]:
     }
 
 
-def identity(setup: Setup, point: Point, start: Start) -> dict[str, Any]:
-    """The part of summary.json that is known before training; what is not known yet is null."""
+def identity(setup: Setup, point: Point, shapes: Start, trainable: int) -> dict[str, Any]:
+    """The part of summary.json that is known before training; what is not known yet is null.
+
+    `shapes` are those of what the run starts from, `trainable` is that start's `trainable_count`.
+    """
     run, base = point.config, setup.base.parameters
     lora = run.method.name == "lora"
-    head = count({path: value for path, value in start.params.items() if path.startswith("head/")})
-    trainable = trainable_count(start)
+    head = count({path: value for path, value in shapes.params.items() if path.startswith("head/")})
     return {
         "name": point.name,
         "status": "failed",
@@ -101,8 +104,8 @@ def trainable_count(start: Start) -> int:
     for value in start.params.values():
         if isinstance(value, dict):
             # What pads a pair is zero in A and in B; what trains starts at zero in one of them.
-            rank = int(((abs(value["a"]).max(-2) > 0) | (abs(value["b"]).max(-1) > 0)).sum())
-            total += rank * (value["a"].shape[-2] + value["b"].shape[-1])
+            a, b = np.asarray(value["a"]), np.asarray(value["b"])
+            total += int((a.any(-2) | b.any(-1)).sum()) * (a.shape[-2] + b.shape[-1])
         else:
             total += value.size
     return total

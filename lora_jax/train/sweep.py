@@ -121,10 +121,11 @@ def _fail_pack(pack: PackPlan, home: Path, show: Show, error: Exception) -> None
 
 def _fail(setup: Setup, point: Point, error: str) -> None:
     start = METHODS[point.config.method.name].start(setup.base.model, point.config)
+    identity = record.identity(setup, point, start, record.trainable_count(start))
     point.folder.mkdir(parents=True, exist_ok=True)
     if not (point.folder / "run.json").exists():
         write_json(point.folder / "run.json", record.run_record(setup, point))
-    write_json(point.folder / "summary.json", record.identity(setup, point, start) | {"error": error})
+    write_json(point.folder / "summary.json", identity | {"error": error})
 
 
 # ---- the plan
