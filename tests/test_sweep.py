@@ -25,7 +25,7 @@ TRAIN = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "update_norm", 
 
 @pytest.mark.smoke
 def test_sweep_leaves_this_layout(swept):
-    sweep, _ = swept
+    sweep, printed = swept
     assert {path.name for path in sweep.iterdir()} - {"checkpoints"} == {
         *("rank=4", "rank=8", "method=full", "multirun.yaml", "plan.json", "report")
     }
@@ -38,6 +38,9 @@ def test_sweep_leaves_this_layout(swept):
     assert {"index.html", "table.md", "table.csv"} < {path.name for path in (sweep / "report").iterdir()}
     packs = read(sweep / "plan.json")["packs"]
     assert [(pack["index"], pack["runs"]) for pack in packs] == [(0, ["rank=4", "rank=8"]), (1, ["method=full"])]
+    full = read(sweep / "method=full/summary.json")
+    assert packs[1]["flops"] == 6 * full["trainable"] * packs[1]["tokens"]
+    assert printed.count(" min of training: ") == 2
 
 
 def test_files_of_a_run(swept):
@@ -169,6 +172,22 @@ def test_one_point_without_a_baseline(command: CommandLine, tmp_path):
     done = command.sweep(tmp_path / "sweep", "baseline=none", "steps=1")
     assert done.returncode == 0, done.stderr
     assert runs(tmp_path / "sweep") == ["method=lora"]
+
+
+COUNTING = """
+import atexit, jax
+missed = []
+jax.monitoring.register_event_listener(lambda name, **_: name.endswith("/cache_misses") and missed.append(name))
+atexit.register(lambda: print("compiled:", len(missed)))
+"""
+
+
+def test_a_second_start_compiles_nothing(command: CommandLine, tmp_path):
+    asked = ["rank=4,8", "steps=2", "batch=7"]
+    for folder, again in ((tmp_path / "first", False), (tmp_path / "second", True)):
+        done = command.after(COUNTING, "sweep", *asked, f"hydra.sweep.dir={folder}")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("compiled: 0\n") == again
 
 
 def test_lengths_differ_within_a_pack(command: CommandLine, tmp_path):

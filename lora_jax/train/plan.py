@@ -33,16 +33,18 @@ class PackPlan:
     exact: bool  # `bytes` is what XLA is expected to plan, not an upper bound
     steps: int
     tokens: int  # of all runs, with padding
+    flops: float  # of all runs, from beginning to end
 
     def record(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("index", "bytes", "exact", "steps", "tokens")}
+        own = {name: getattr(self, name) for name in ("index", "bytes", "exact", "steps", "tokens", "flops")}
         return own | {"runs": [point.name for point in self.points]}
 
     def part(self, index: int, members: Sequence[int]) -> "PackPlan":
         """A pack of some of the runs, which costs its share."""
         points = tuple(self.points[i] for i in members)
         share = len(points) / len(self.points)
-        return PackPlan(index, points, round(share * self.bytes), self.exact, self.steps, round(share * self.tokens))
+        sizes = round(share * self.bytes), self.exact, self.steps, round(share * self.tokens), share * self.flops
+        return PackPlan(index, points, *sizes)
 
 
 class Costs(Protocol):
@@ -54,7 +56,7 @@ class Costs(Protocol):
         """Bytes of a pack, and whether that is more than an upper bound."""
 
     def work(self, points: Sequence[Point]) -> float:
-        """What each run of a pack does, from beginning to end."""
+        """What each run of a pack does for each token of a batch, summed over its steps."""
 
     def steps(self, point: Point) -> int: ...
 
@@ -84,10 +86,12 @@ def plan(points: Sequence[Point], costs: Costs) -> list[PackPlan]:
         for chunk in _fitting(band, costs, group[0].config.pack)
     ]
     chunks.sort(key=lambda chunk: (chunk[0].config.method.name == "full", costs.work(chunk)))
-    return [
-        PackPlan(i, tuple(chunk), *costs.predict(chunk), max(map(costs.steps, chunk)), costs.tokens(chunk))
-        for i, chunk in enumerate(chunks)
-    ]
+    return [_planned(i, chunk, costs) for i, chunk in enumerate(chunks)]
+
+
+def _planned(index: int, points: Sequence[Point], costs: Costs) -> PackPlan:
+    steps, tokens = max(map(costs.steps, points)), costs.tokens(points)
+    return PackPlan(index, tuple(points), *costs.predict(points), steps, tokens, costs.work(points) * tokens / steps)
 
 
 def _alike(group: Sequence[Point], costs: Costs) -> list[list[Point]]:

@@ -22,6 +22,7 @@ from lora_jax.train.loop import Loop, is_out_of_memory, make_pack
 from lora_jax.train.plan import PackPlan, Point, plan
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup, setup_of
+from lora_jax.train.speed import rough_seconds
 from lora_jax.weights.sources import cache_folder
 
 # Names of a pack's runs that the printed plan spells out; plan.json has them all.
@@ -64,14 +65,15 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
 
 
 def _told(pack: PackPlan) -> str:
-    """A line of the printed plan. It has no time: what a FLOP takes is not known before the first steps are timed."""
+    """A line of the printed plan."""
     names = "  ".join(point.name for point in pack.points[:NAMED])
     names += f"  and {len(pack.points) - NAMED} more" if len(pack.points) > NAMED else ""
     stored = f" on the {base} base" if (base := pack.points[0].config.base) != "auto" else ""
+    minutes = rough_seconds(pack.flops, pack.points[0].config.dtype) / 60
     return (
         f"pack {pack.index}: {len(pack.points)} x {pack.points[0].config.method.name}{stored}, {pack.steps} steps of "
         f"{pack.tokens // pack.steps:,} tokens, {'about' if pack.exact else 'at most'} {pack.bytes / 2**30:.2f} GiB "
-        f"beside the base: {names}"
+        f"beside the base, roughly {minutes:.1f} min of training: {names}"
     )
 
 
