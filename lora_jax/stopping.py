@@ -7,6 +7,10 @@ median of the running averages of trials that are complete; here the others trai
 their best at the same step. A run that has ended counts with the best that it reached: otherwise the median would
 climb with every run that is ended, until one were left. With fewer than two others nothing is ended, and never the
 run that is ahead.
+
+What is won is the device's time: once half of a pack has ended, those that are left go on in a smaller program, and
+packs that wait begin the sooner. A waiting run does not join a pack midway: it would need its own length at every step,
+and so a program padded to the longest of all, for a chip that a pack too large to hold them all already keeps busy.
 """
 
 import statistics

@@ -23,7 +23,7 @@ def run_json(name="rank=8"):
 
 def wandb_records(folder: Path):
     """The records of W&B's .wandb files in `folder`, once its service has written the last: a run's exit."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         records = read_wandb_files(folder)
         if time.monotonic() > deadline or any(r.WhichOneof("record_type") == "exit" for r in records):

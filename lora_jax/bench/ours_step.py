@@ -180,7 +180,7 @@ def sweep(case: Ours, began: float) -> dict[str, Any]:
     clock.lap("imports")
     base = jax.block_until_ready(base_of(case))
     clock.lap("load")
-    pack = stack(program_of(run_of(case, 0)), starts_of(case, base), hypers_of(case))
+    pack = jax.jit(functools.partial(stack, program_of(run_of(case, 0))))(starts_of(case, base), hypers_of(case))
     batches: Any = [batch_of(case, step) for step in range(case.steps)]
     clock.lap("start")
     compiled = compile_all([case], base)[0].result()
