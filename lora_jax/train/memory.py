@@ -78,7 +78,7 @@ class Costs:
         self._shapes: dict[str, Start] = {}
         self._widest: dict[frozenset[str], Start] = {}
         self._batches: dict[str, TrainBatches] = {}
-        self._frozen: dict[str, int] = {}
+        self._multiplied: dict[str, int] = {}
         self._steps: dict[Point, int] = {}
         # Of a program, by the `_own_bytes` that each run had: (bytes of a pack, bytes of each run) beside those.
         self._measured: dict[str, dict[int, tuple[float, float]]] = {}
@@ -98,15 +98,18 @@ class Costs:
     def work(self, points: Sequence[Point]) -> float:
         """What each run does in a pack of `points`, in FLOPs for each token of a batch, summed over its steps.
 
-        A frozen kernel takes 4 FLOPs a parameter (forward, and the gradient of what goes in), a trained one 6. In a
-        pack each run has the ranks of the widest and the steps of the longest.
+        A frozen kernel takes 4 FLOPs a parameter (forward, and the gradient of what goes in), a trained one 6; a table
+        that is looked up takes none, unless it is the output layer too. In a pack each run has the ranks of the widest
+        and the steps of the longest.
         """
         run = points[0].config
-        trained = count(self.widest(points).params)
-        if (source := run.model.source) not in self._frozen:
-            kernels = parameters(setup_of(run).base.model).items()
-            self._frozen[source] = count([kernel for path, kernel in kernels if path.endswith("/kernel")])
-        flops = 6 * trained if run.method.name == "full" else 4 * self._frozen[source] + 6 * trained
+        if (source := run.model.source) not in self._multiplied:
+            model = setup_of(run).base.model
+            tied = f"{getattr(model, 'tied', None)}/embedding"
+            held = parameters(model).items()
+            self._multiplied[source] = count([w for path, w in held if path.endswith("/kernel") or path == tied])
+        full, kernels = run.method.name == "full", self._multiplied[source]
+        flops = 6 * kernels if full else 4 * kernels + 6 * count(self.widest(points).params)
         return float(flops * max(map(self.steps, points)))
 
     def widest(self, points: Iterable[Point]) -> Start:
