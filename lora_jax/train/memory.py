@@ -78,7 +78,7 @@ class Costs:
         self._shapes: dict[str, Start] = {}
         self._widest: dict[frozenset[str], Start] = {}
         self._batches: dict[str, TrainBatches] = {}
-        self._multiplied: dict[str, int] = {}
+        self._multiplied: dict[tuple[str, str], int] = {}
         self._steps: dict[Point, int] = {}
         # Of a program, by the `_own_bytes` that each run had: (bytes of a pack, bytes of each run) beside those.
         self._measured: dict[str, dict[int, tuple[float, float]]] = {}
@@ -103,12 +103,12 @@ class Costs:
         and the steps of the longest.
         """
         run = points[0].config
-        if (source := run.model.source) not in self._multiplied:
+        if (key := (run.model.source, run.task.name)) not in self._multiplied:
             model = setup_of(run).base.model
             tied = f"{getattr(model, 'tied', None)}/embedding"
             held = parameters(model).items()
-            self._multiplied[source] = count([w for path, w in held if path.endswith("/kernel") or path == tied])
-        full, kernels = run.method.name == "full", self._multiplied[source]
+            self._multiplied[key] = count([w for path, w in held if path.endswith("/kernel") or path == tied])
+        full, kernels = run.method.name == "full", self._multiplied[key]
         flops = 6 * kernels if full else 4 * kernels + 6 * count(self.widest(points).params)
         return float(flops * max(map(self.steps, points)))
 
