@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import command, swept  # noqa: F401
 from flax import nnx
+from helpers.command_line import command, swept  # noqa: F401
 from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

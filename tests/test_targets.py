@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from families import CONFIGS, model_of
+from helpers.families import CONFIGS, model_of
 
 from lora_jax.errors import UserError
 from lora_jax.models import bert

@@ -1,0 +1,368 @@
+"""Tasks, tokens and batches."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from lora_jax.data import banking77
+from lora_jax.data.batches import Buckets, EvalBatches, TrainBatches, prefetch, seen_per_bucket
+from lora_jax.data.prepared import open_builder
+from lora_jax.data.tasks import Examples, load_task
+from lora_jax.data.tokens import Encoded, tokenize
+from lora_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+RAW = Path(banking77.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("LORA_JAX_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def task(cache):
+    return load_task("banking77")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A copy of BANKING77's raw files, to be spoilt."""
+    for name in banking77.FILES:
+        shutil.copy(RAW / name, tmp_path / name)
+    return tmp_path
+
+
+def rows_of(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(row["text"], row["category"]) for row in csv.DictReader(file)]
+
+
+def named(task, *splits):
+    parts = [task.splits[name] for name in splits]
+    return sorted((text, task.labels[k]) for part in parts for text, k in zip(part.texts, part.labels, strict=True))
+
+
+def bare(text):
+    return " ".join(text.lower().split())
+
+
+# ---- banking77
+
+
+def test_banking77_holds_every_row_of_the_source_once(task):
+    assert {name: len(split) for name, split in task.splits.items()} == {"train": 8998, "valid": 1005, "test": 3080}
+    assert named(task, "train", "valid") == sorted(rows_of(RAW / "train.csv"))
+    assert named(task, "test") == sorted(rows_of(RAW / "test.csv"))
+    assert task.labels == tuple(json.loads((RAW / "categories.json").read_text()))
+    assert all(split.labels.dtype == np.int32 for split in task.splits.values())
+
+
+def test_banking77_is_the_same_everywhere(task):
+    """The order on disk is TFDS's; a release that changes it would change which batches a seed sees."""
+    assert task.fingerprint == "5c3684deee62b8783fff78c244337de2630a359501b17f9df2ced0d5983a427e"
+
+
+def test_validation_is_a_tenth_of_every_intent_and_shares_no_text_with_train(task):
+    train, valid = task.splits["train"], task.splits["valid"]
+    assert not {bare(text) for text in train.texts} & {bare(text) for text in valid.texts}
+    held_out = np.bincount(valid.labels, minlength=77)
+    np.testing.assert_allclose(held_out, (held_out + np.bincount(train.labels)) / 10, atol=1.0)
+
+
+def test_validation_split_does_not_depend_on_the_order_of_rows(task, raw):
+    lines = rows_of(raw / "train.csv")
+    with (raw / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "category"), *reversed(lines)])
+    assert named(load_task("banking77", raw), "valid") == named(task, "valid")
+
+
+def test_changed_raw_files_are_prepared_anew(task, raw):
+    path = raw / "test.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("How do I locate my card?", "Where is it?"), "utf-8")
+    changed = load_task("banking77", raw)
+    assert "Where is it?" in changed.splits["test"].texts
+    assert changed.fingerprint != task.fingerprint
+    assert load_task("banking77").fingerprint == task.fingerprint
+
+
+def test_unusable_tasks_are_refused_by_name(cache, raw):
+    with pytest.raises(UserError, match=r"task\.name='banking'.*there is banking77"):
+        load_task("banking")
+    with pytest.raises(UserError, match=r"task\.data_dir='.*/nowhere'.*expected a folder with train\.csv, test\.csv"):
+        load_task("banking77", raw / "nowhere")
+    (raw / "test.csv").unlink()
+    with pytest.raises(UserError, match=r"task\.data_dir=.* has no test\.csv"):
+        load_task("banking77", str(raw))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("test.csv", "text,category\nWhy?,because\n", r"test\.csv, line 2.*because"),
+        ("test.csv", "question,answer\nWhy?,age_limit\n", r"test\.csv, line 2.*expected a text and a category"),
+        ("categories.json", '["one", "one"]', "list of two or more different names"),
+        ("categories.json", "age_limit", "list of two or more different names"),
+    ],
+)
+def test_spoilt_files_are_refused_by_name(cache, raw, name, content, complaint):
+    (raw / name).write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        load_task("banking77", raw)
+
+
+LOAD = """
+import sys
+def refuse(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise RuntimeError(f"{event} {args}")
+sys.addaudithook(refuse)
+from lora_jax.data.tasks import load_task
+print(load_task("banking77").fingerprint)
+print(sorted({"tensorflow", "jax"} & set(sys.modules)))
+"""
+
+
+def test_processes_that_prepare_at_once_agree_without_network_tensorflow_or_jax(task, tmp_path):
+    """An importable package called tensorflow stands in for an installed one, and must not be touched."""
+    (tmp_path / "tensorflow.py").touch()
+    environment = {
+        **os.environ,
+        "LORA_JAX_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
+    }
+    command = [sys.executable, "-c", LOAD]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for _ in range(2)]
+    for process in both:
+        assert process.communicate(timeout=120)[0].split("\n")[:2] == [task.fingerprint, "[]"]
+        assert process.returncode == 0
+    assert not list((tmp_path / "cache").rglob("*incomplete*"))
+
+
+def test_a_process_that_prepares_last_uses_the_copy_that_is_there(cache, raw):
+    from lora_jax.data.banking77.builder import Banking77
+
+    (raw / "test.csv").write_text("text,category\nWhy?,age_limit\n")
+
+    class Slow(Banking77, skip_registration=True):
+        name = "banking77"
+
+        def _split_generators(self, dl_manager):
+            open_builder(quick, raw, banking77.FILES)
+            return super()._split_generators(dl_manager)
+
+    def quick(folder, home):
+        return Banking77(folder=folder, data_dir=home)
+
+    builder = open_builder(lambda folder, home: Slow(folder=folder, data_dir=home), raw, banking77.FILES)
+    assert builder.info.splits["test"].num_examples == 1
+    assert builder.as_data_source("test")[0]["text"] == b"Why?"
+
+
+# ---- tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Words a to j are tokens 3 to 12, [CLS] and [SEP] go around; saved with settings that must not matter."""
+    vocabulary = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, **{letter: 3 + i for i, letter in enumerate("abcdefghij")}}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    made.enable_padding(length=20)
+    made.enable_truncation(3)
+    return made
+
+
+def test_tokenize_cuts_inside_the_special_tokens(tokenizer):
+    before = tokenizer.to_str()
+    encoded = tokenize(Examples(["a b", "C d e f g", ""], np.array([4, 5, 6], np.int32)), tokenizer, 5)
+    assert [encoded[i].tolist() for i in range(3)] == [[1, 3, 4, 2], [1, 5, 6, 7, 2], [1, 2]]
+    assert encoded.lengths.tolist() == [4, 5, 2]
+    assert encoded.labels.tolist() == [4, 5, 6]
+    assert len(encoded) == 3
+    assert tokenizer.to_str() == before
+
+
+def test_tokenize_refuses_what_leaves_nothing(tokenizer):
+    with pytest.raises(UserError, match="max_length=2: the tokenizer adds 2"):
+        tokenize(Examples(["a"], np.zeros(1, np.int32)), tokenizer, 2)
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
+    with pytest.raises(UserError, match=r"text 1 \(' '\) comes to no token"):
+        tokenize(Examples(["a", " "], np.zeros(2, np.int32)), plain, 5)
+
+
+# ---- batches
+
+
+def encoded_of(lengths, max_length=64):
+    """Example i is `lengths[i]` tokens, and each of them is i + 1; so is its label."""
+    lengths = np.asarray(lengths)
+    numbers = np.arange(1, len(lengths) + 1, dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Encoded(np.repeat(numbers, lengths), offsets, numbers, max_length)
+
+
+def mixed(n, seed=0):
+    return encoded_of(np.clip(np.random.default_rng(seed).geometric(0.07, n), 2, 64))
+
+
+def epoch_of(batches, epoch):
+    return [batches[epoch * batches.steps_per_epoch + i] for i in range(batches.steps_per_epoch)]
+
+
+CASES = [
+    (mixed(1000), 32, (16, 32, 64)),
+    (mixed(1003, seed=1), 32, (12, 16, 24, 32, 64)),
+    (mixed(70, seed=2), 8, (64,)),
+    (mixed(64, seed=3), 64, (16, 64)),
+    (encoded_of([3] * 50 + [20] * 2 + [60]), 8, (4, 32, 64)),
+    (encoded_of([60] * 10 + [3]), 4, (16, 32, 64)),
+    (encoded_of([3] * 5 + [20] * 5 + [60] * 5), 8, (16, 32, 64)),
+    (mixed(5, seed=4), 1, (16, 32, 64)),
+]
+
+
+@pytest.mark.parametrize(("encoded", "batch", "buckets"), CASES)
+def test_an_epoch_shows_every_example_once_whole_and_padded(encoded, batch, buckets):
+    batches = TrainBatches(encoded, batch=batch, buckets=buckets, seeds=(0, 5, 5), pad_id=-7)
+    assert batches.steps_per_epoch == len(encoded) // batch
+    for epoch in range(2):
+        drawn = epoch_of(batches, epoch)
+        assert {b.tokens.shape[-1] for b in drawn} == set(batches.lengths()) <= set(buckets)
+        for step, b in enumerate(drawn):
+            length = batches.length_at(epoch * batches.steps_per_epoch + step)
+            assert b.tokens.shape == b.mask.shape == (3, batch, length)
+            assert (b.tokens.dtype, b.mask.dtype, b.labels.dtype) == (np.int32, np.bool_, np.int32)
+            assert (b.mask.sum(-1) == encoded.lengths[b.labels - 1]).all()
+            assert (np.where(b.mask, b.tokens, b.labels[..., None]) == b.labels[..., None]).all()
+            assert (b.tokens[~b.mask] == -7).all()
+            assert not (~b.mask[..., :-1] & b.mask[..., 1:]).any()
+        for run in range(3):
+            seen = np.concatenate([b.labels[run] for b in drawn])
+            assert len(set(seen.tolist())) == len(seen) == len(encoded) // batch * batch
+
+
+@pytest.mark.parametrize(("encoded", "batch", "buckets"), CASES)
+def test_a_run_sees_the_same_alone_and_in_any_pack(encoded, batch, buckets):
+    pack = TrainBatches(encoded, batch=batch, buckets=buckets, seeds=(9, 3, 0))
+    alone = TrainBatches(encoded, batch=batch, buckets=buckets, seeds=(3,))
+    for step in (*range(alone.steps_per_epoch), 10_000):
+        for packed, single in zip(pack[step], alone[step], strict=True):
+            np.testing.assert_array_equal(packed[1], single[0])
+
+
+def test_batches_do_not_depend_on_which_were_asked_for_before():
+    fresh = TrainBatches(CASES[0][0], batch=32, buckets=(16, 32, 64), seeds=(1, 2))
+    used = TrainBatches(CASES[0][0], batch=32, buckets=(16, 32, 64), seeds=(1, 2))
+    for step in (200, 3, 90, 31, 30):
+        used[step]
+    for a, b in zip(used[100], fresh[100], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_epochs_and_seeds_differ():
+    batches = TrainBatches(CASES[0][0], batch=32, buckets=(16, 32, 64), seeds=(0, 1))
+    first, second = (np.stack([b.labels for b in epoch_of(batches, e)]) for e in range(2))
+    assert (first[:, 0] != first[:, 1]).mean() > 0.9
+    assert (first != second).mean() > 0.9
+    lengths = [[batches.length_at(e * batches.steps_per_epoch + i) for i in range(31)] for e in range(2)]
+    assert lengths[0] != lengths[1]
+    assert Counter(lengths[0]) == Counter(lengths[1])
+
+
+@pytest.mark.parametrize(("encoded", "batch", "buckets"), CASES)
+def test_no_example_is_left_out_for_good(encoded, batch, buckets):
+    batches = TrainBatches(encoded, batch=batch, buckets=buckets, seeds=(0,))
+    seen = {int(k) for epoch in range(30) for b in epoch_of(batches, epoch) for k in b.labels[0]}
+    assert seen == set(range(1, len(encoded) + 1))
+
+
+def test_an_example_waits_at_most_one_batch_beyond_its_bucket():
+    """Only a bucket's remainder, fewer than `batch` examples, is padded into longer ones."""
+    encoded = CASES[0][0]
+    batches = TrainBatches(encoded, batch=32, buckets=(16, 32, 64), seeds=(0,))
+    moved = defaultdict(int)
+    for b in epoch_of(batches, 0):
+        own = np.array((16, 32, 64))[Buckets((16, 32, 64)).of(encoded)[b.labels[0] - 1]]
+        for length in own[own < b.tokens.shape[-1]].tolist():
+            moved[length] += 1
+    assert all(count < 32 for count in moved.values())
+
+
+def test_remainder_comes_off_whatever_bucket_holds_most():
+    assert seen_per_bucket(np.array([9, 4, 1]), 4).tolist() == [7, 4, 1]
+    assert seen_per_bucket(np.array([5, 5, 5]), 8).tolist() == [2, 3, 3]
+    assert seen_per_bucket(np.array([0, 8]), 4).tolist() == [0, 8]
+
+
+def test_bad_batches_are_refused():
+    encoded = mixed(40)
+
+    def make(batch=8, buckets=(16, 64), seeds=(0,)):
+        return TrainBatches(encoded, batch=batch, buckets=buckets, seeds=seeds)
+
+    for buckets in [(), (64, 16), (16, 16, 64), (0, 64)]:
+        with pytest.raises(UserError, match=r"task\.buckets=.*from the shortest to the longest"):
+            make(buckets=buckets)
+    with pytest.raises(UserError, match=r"task\.buckets=\(16, 32\): texts are cut to 64 tokens"):
+        make(buckets=(16, 32))
+    for batch in (0, 41):
+        with pytest.raises(UserError, match=f"batch={batch}: must be from 1 to the 40"):
+            make(batch=batch)
+    for seeds in [(), (1, -1)]:
+        with pytest.raises(UserError, match="seeds="):
+            make(seeds=seeds)
+    with pytest.raises(UserError, match="batch=0"):
+        EvalBatches(encoded, batch=0, buckets=(64,))
+    with pytest.raises(IndexError, match="step -1"):
+        make()[-1]
+
+
+@pytest.mark.parametrize(("encoded", "batch", "buckets"), CASES)
+def test_evaluation_sees_every_example_once_in_order(encoded, batch, buckets):
+    batches = EvalBatches(encoded, batch=batch, buckets=buckets)
+    longest, seen = 0, []
+    for b in batches:
+        real = b.weight > 0
+        assert b.tokens.shape == b.mask.shape == (batch, b.tokens.shape[1])
+        assert b.weight.dtype == np.float32 and b.labels.dtype == np.int32
+        assert b.mask.any(-1).all()
+        assert set(b.weight.tolist()) <= {0.0, 1.0} and real.any()
+        assert (b.index[real] + 1 == b.labels[real]).all() and (b.index[~real] == -1).all()
+        assert (b.mask[real].sum(-1) == encoded.lengths[b.index[real]]).all()
+        assert (b.tokens[real] == np.where(b.mask[real], b.labels[real][:, None], 0)).all()
+        assert b.tokens.shape[1] == min(n for n in buckets if n >= b.mask[real].sum(-1).max())
+        assert (np.diff(b.mask[real].sum(-1)) >= 0).all() and b.mask[real].sum(-1).min() >= longest
+        longest = b.mask[real].sum(-1).max()
+        seen += b.index[real].tolist()
+    assert sorted(seen) == list(range(len(encoded)))
+    assert {b.tokens.shape[1] for b in batches} == set(batches.lengths())
+    np.testing.assert_array_equal(batches.restore([b.labels for b in batches]), encoded.labels)
+    two_runs = [np.stack([b.labels, -b.labels])[..., None] for b in batches]
+    np.testing.assert_array_equal(batches.restore(two_runs, axis=1)[..., 0], [encoded.labels, -encoded.labels])
+
+
+def test_prefetch_gives_the_steps_in_order_from_any_step():
+    batches = TrainBatches(mixed(100), batch=8, buckets=(16, 64), seeds=(0, 1))
+    for start, stop in [(0, 30), (17, 40), (5, 5)]:
+        got = list(prefetch(batches, start, stop))
+        assert len(got) == stop - start
+        for step, b in zip(range(start, stop), got, strict=True):
+            assert type(b) is type(batches[step])
+            for a, expected in zip(b, batches[step], strict=True):
+                np.testing.assert_array_equal(a, expected)

@@ -1,0 +1,126 @@
+"""Real command lines, small ones, as a person would type them in this repository's root."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# What the fixture `swept` asks for: two evaluations, and a checkpoint between them.
+SWEPT = ("rank=4,8", "steps=6", "eval_every=3", "log_every=1", "checkpoint_every=2")
+
+# Ends the process, as kill -9 does, when a function is about to be called for the nth time.
+DEADLY = """
+import importlib, os, runpy, signal, sys
+where, name, nth, command, *sys.argv[1:] = sys.argv[1:]
+# A shell's background job, such as CI may be, starts with the keyboard's signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+owner = importlib.import_module(where)
+*path, last = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+original, calls = getattr(owner, last), 0
+def deadly(*args, **how):
+    global calls
+    calls += 1
+    if calls == int(nth):
+        os.kill(os.getpid(), getattr(signal, os.environ.get("SIGNAL", "SIGKILL")))
+    return original(*args, **how)
+setattr(owner, last, deadly)
+runpy.run_module(command, run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Runs ``python -m experiments...`` on the tiny model; `home` keeps the caches of all that it runs."""
+
+    model: Path
+    home: Path
+
+    @property
+    def small(self) -> list[str]:
+        """What makes a command line take seconds."""
+        sizes = ["steps=4", "batch=8", "eval_batch=256", "task.buckets=[16]"]
+        return [f"model.source={self.model}", "wandb.mode=disabled", *sizes]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_", "COLUMNS"))}
+        ours = {"HOME": f"{self.home}", "XDG_CACHE_HOME": f"{self.home}/.cache", "LORA_JAX_CACHE": f"{self.home}/cache"}
+        # Every small program is kept for the next process, not only those that take a second to compile.
+        return own | ours | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | more
+
+    def __call__(self, module: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._run(["-m", f"experiments.{module}", *map(str, arguments)], environment)
+
+    def sweep(self, folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A small sweep into `folder`; later overrides win over those that make it small."""
+        return self("sweep", *self._overridden(overrides), f"hydra.sweep.dir={folder}", **environment)
+
+    def killed(
+        self, at: tuple[str, str, int], command: str, *overrides: str, signal: str = "SIGKILL"
+    ) -> subprocess.CompletedProcess[str]:
+        """A small command that gets `signal` before the nth call of a function: at = (module, name, n)."""
+        where, name, nth = at
+        arguments = ["-c", DEADLY, where, name, str(nth), f"experiments.{command}", *self._overridden(overrides)]
+        return self._run(arguments, {"SIGNAL": signal})
+
+    def after(self, code: str, command: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        """A small command in a process that runs `code` first."""
+        start = f"{code}\nimport runpy, sys\nrunpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+        return self._run(["-c", start, f"experiments.{command}", *self._overridden(overrides)], {})
+
+    def popen(self, folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+        """A small sweep in the background; what it prints is dropped."""
+        command = [sys.executable, "-m", "experiments.sweep", *self._overridden(overrides), f"hydra.sweep.dir={folder}"]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def _overridden(self, overrides: Sequence[str]) -> list[str]:
+        keys = {item.lstrip("+~").partition("=")[0] for item in overrides}
+        return [*(item for item in self.small if item.partition("=")[0] not in keys), *overrides]
+
+    def _run(self, arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=self.environment(**environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def runs(sweep: Path) -> list[str]:
+    """The names of the runs that a sweep's folder holds."""
+    return sorted(path.parent.relative_to(sweep).as_posix() for path in sweep.rglob("run.json"))
+
+
+@pytest.fixture(scope="session")
+def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    return CommandLine(tiny_model, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def swept(command: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep that nothing disturbed, and what it printed; only to be looked at."""
+    folder = tmp_path_factory.mktemp("swept") / "sweep"
+    done = command.sweep(folder, *SWEPT)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
