@@ -27,7 +27,7 @@ from lora_jax.train.plan import Point
 CONF = Path(__file__).parents[1] / "conf"
 ONLY_SHOWS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 # What tells the points of a study apart.
-STUDY = ("method", "rank", "alpha", "targets", "lr", "seed", "base", "model", "task")
+STUDY = ("method", "rank", "alpha", "targets", "lr", "seed", "base_storage", "model", "task")
 
 
 def run(task: Callable[[], Any], *, kind: str, results: Path) -> NoReturn:

@@ -1,114 +1,113 @@
-"""The algebra of deltas, on plain pytrees: graft, merge, pad, count. No files, no devices, no method names.
+"""The algebra of deltas, on plain pytrees: graft, merge, parameters, count. No files, no devices, no kinds of adapter.
 
 A *delta* is a flat dict from a path to what goes there::
 
-    {"backbone/layers/attn/q/lora": {"a": [layers, d_in, r], "b": [layers, r, d_out]},   # into a slot
-     "head/kernel": [d_in, labels]}                                                      # in place of a parameter
+    {"backbone/layers/attn/q/adapter": LowRank(a, b),    # into a slot
+     "head/kernel": Replacement(value)}                  # in place of a parameter
 
-The base is only ever read. Layers are stacked, so a path names a weight of every layer at once, and a layer that a
-run does not adapt simply has zeros there.
+The base is only ever read. Layers are stacked, so a path names a weight of every layer at once.
 """
 
-from typing import Any
+from typing import Any, Protocol, Self
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
 from lora_jax.errors import UserError
 from lora_jax.models.quantised import is_quantised
 
-Delta = dict[str, Any]  # an array, or a dict of arrays, by path
+SLOT = "adapter"  # the last part of the path of a slot
+
+
+class Adapter(Protocol):
+    """What a delta holds at a path: a pytree of arrays. ``adapters/`` has the kinds, and what they share."""
+
+    def graft(self, module: nnx.Module, name: str) -> None:
+        """Puts itself at the attribute `name` of `module`, which is a copy that may be changed."""
+
+    def merge(self, module: nnx.Module, name: str, *, sign: int = 1) -> None:
+        """Changes the parameters of `module`, a copy, so that it computes what it does with this grafted.
+
+        ``sign=-1`` takes away again what was added. Raises UserError where no parameters can do that.
+        """
+
+    @property
+    def size(self) -> int | None:
+        """The length of the axes that padding may extend (a rank, a width), or None where there are none."""
+
+    def resize(self, size: int) -> Self:
+        """Returns a copy padded or cut to `size`; padding changes neither what it computes nor how it trains."""
+
+    def neutral(self) -> Self:
+        """Returns what stands for this in a run that does not use it: it changes nothing, and does not train."""
+
+    def complete(self, example: Self) -> Self:
+        """Returns a copy that has every optional field that `example` has, at a neutral value."""
+
+
+Delta = dict[str, Adapter]
 
 
 def parameters(module: nnx.Module) -> dict[str, Array]:
-    """Every parameter of `module` by path, ``"backbone/layers/attn/q/kernel"``; a quantised kernel is one of them."""
+    """Returns every parameter of `module` by path, ``"backbone/layers/attn/q/kernel"``; a quantised kernel is one."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=is_quantised)
     return {_path(keys): leaf for keys, leaf in leaves}
 
 
 def graft(base: nnx.Module, delta: Delta) -> nnx.Module:
-    """`base` with `delta` in place: new module objects around the same arrays.
+    """Returns `base` with `delta` in place: new module objects around the same arrays.
 
     Raises KeyError for a path that `base` has neither a parameter nor a slot for.
     """
-    model = jax.tree.map(lambda leaf: leaf, base)
-    for path, value in delta.items():
-        *owners, name = path.split("/")
-        module = model
-        for owner in owners:
-            module = getattr(module, owner, None)
-        if not hasattr(module, name):
-            raise KeyError(f"no parameter or slot at {path!r}")
-        setattr(module, name, nnx.data(value) if isinstance(value, dict) else nnx.Param(value))
+    model = _copy(base)
+    for path, adapter in delta.items():
+        adapter.graft(*_owner(model, path))
     return model
 
 
 def merge(base: nnx.Module, delta: Delta, *, sign: int = 1) -> nnx.Module:
-    """A model without slots that computes what ``graft(base, delta)`` does: each kernel or table becomes W + A·B.
+    """Returns a model without filled slots that computes what ``graft(base, delta)`` does.
 
-    `delta` is a method's materialised delta (scale folded into B). ``sign=-1`` takes A·B away again. A quantised base
-    becomes one of full width, every kernel of it: W + A·B would be rounded to few bits again.
+    `delta` is a method's materialised delta. ``sign=-1`` takes away what was merged before. A quantised base becomes
+    one of full width, every kernel of it: a sum would be rounded to few bits again.
 
-    Raises UserError for a pair on an embedding whose table is the output layer too (a head's `tied`): grafted it adapts
-    the lookup alone, as in PEFT, and merged it would change the output.
+    Raises UserError for an adapter that does not merge, and for one on an embedding whose table is the output layer too
+    (a head's `tied`): grafted it adapts the lookup alone, as in PEFT, and merged it would change the output.
     """
-    base = graft(base, {path: leaf.astype(leaf.dtype) for path, leaf in parameters(base).items() if is_quantised(leaf)})
-    kernels = parameters(base)
-    merged = {}
-    for path, value in delta.items():
-        if isinstance(value, dict):
-            owner = path.removesuffix("/lora")
-            if owner == getattr(base, "tied", None):
-                raise UserError(
-                    f"{owner} is adapted, and its table is the output layer too: it cannot be merged, only grafted"
-                )
-            name = f"{owner}/kernel" if f"{owner}/kernel" in kernels else f"{owner}/embedding"
-            merged[name] = kernels[name] + sign * product_of(value).astype(kernels[name].dtype)
-        else:
-            merged[path] = value
-    return graft(base, merged)
+    model = jax.tree.map(
+        lambda leaf: leaf.astype(leaf.dtype) if is_quantised(leaf) else leaf, _copy(base), is_leaf=is_quantised
+    )
+    for path, adapter in delta.items():
+        owner, _, name = path.rpartition("/")
+        if name == SLOT and owner == getattr(base, "tied", None):
+            raise UserError(
+                f"{owner} is adapted, and its table is the output layer too: it cannot be merged, only grafted"
+            )
+        adapter.merge(*_owner(model, path), sign=sign)
+    return model
 
 
-def product_of(pair: dict[str, Array]) -> Array:
-    """ΔW = A·B, ``[..., d_in, d_out]``, in float32 at least."""
-    wide = jnp.promote_types(pair["a"].dtype, jnp.float32)
-    return jnp.matmul(pair["a"].astype(wide), pair["b"].astype(wide), precision="highest")
-
-
-def ranks(delta: Delta) -> dict[str, int]:
-    """The rank that each LoRA pair is stored at."""
-    return {path: value["a"].shape[-1] for path, value in delta.items() if isinstance(value, dict)}
-
-
-def resize(delta: Delta, rank: dict[str, int]) -> Delta:
-    """`delta` with A's columns and B's rows zero-padded, or cut, to ``rank[path]``.
-
-    Padding changes nothing: with the extra columns of A and rows of B at zero, A·B is the same and both gradients are
-    exactly zero there, so any element-wise optimizer leaves them at zero.
-    """
-
-    def to(array, axis, size):
-        if array.shape[axis] >= size:
-            return array[(..., slice(size), *[slice(None)] * (-1 - axis))]
-        width = [(0, 0)] * array.ndim
-        width[axis] = (0, size - array.shape[axis])
-        return jnp.pad(array, width)
-
-    return {
-        path: {"a": to(value["a"], -1, rank[path]), "b": to(value["b"], -2, rank[path])}
-        if isinstance(value, dict)
-        else value
-        for path, value in delta.items()
-    }
-
-
-def count(tree) -> int:
-    """How many numbers a tree of arrays (or of shapes) holds; a quantised kernel as many as it stands for."""
+def count(tree: Any) -> int:
+    """Returns how many numbers a tree of arrays (or of shapes) holds; a quantised kernel as many as it stands for."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree, is_leaf=is_quantised))
 
 
-def _path(keys) -> str:
+def _copy(base: nnx.Module) -> nnx.Module:
+    return jax.tree.map(lambda leaf: leaf, base)
+
+
+def _owner(model: nnx.Module, path: str) -> tuple[nnx.Module, str]:
+    """Returns the module that has the last part of `path` as an attribute, and that part."""
+    *owners, name = path.split("/")
+    module: Any = model
+    for owner in owners:
+        module = getattr(module, owner, None)
+    if not hasattr(module, name):
+        raise KeyError(f"no parameter or slot at {path!r}")
+    return module, name
+
+
+def _path(keys: Any) -> str:
     names = [str(getattr(key, "name", getattr(key, "key", key))) for key in keys]
     return "/".join(name for name in names if name != "value")

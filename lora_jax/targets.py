@@ -21,7 +21,7 @@ import re
 import numpy as np
 from flax import nnx
 
-from lora_jax.delta import parameters
+from lora_jax.delta import SLOT, parameters
 from lora_jax.errors import UserError
 
 GROUPS = {
@@ -69,7 +69,7 @@ def sites(base: nnx.Module) -> dict[str, Site]:
     found = {}
     for path, weight in parameters(base).items():
         owner, _, name = path.rpartition("/")
-        slotted = hasattr(functools.reduce(getattr, owner.split("/") if owner else [], base), "lora")
+        slotted = hasattr(functools.reduce(getattr, owner.split("/") if owner else [], base), SLOT)
         if name in ("kernel", "embedding") and slotted and not owner.startswith("head"):
             *stacked, d_in, d_out = weight.shape
             found[owner] = Site(owner, d_in, d_out, stacked[0] if stacked else None, name == "embedding")

@@ -23,11 +23,11 @@ from lora_jax.config import RunConfig, parse
 from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.data.tokens import Encoded
 from lora_jax.delta import Delta, parameters
-from lora_jax.methods import METHODS, Start
+from lora_jax.methods import AdapterInit, method_of
 from lora_jax.models import FAMILIES, bert, llama
 from lora_jax.models.heads import Classifier
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import member, packed_step, stack
+from lora_jax.train.pack import packed_step, stack, unstack_run
 from lora_jax.train.step import Program, RunState, StepMetrics, program_of
 from lora_jax.weights import load
 from lora_jax.weights.sources import resolve
@@ -126,7 +126,7 @@ class Pack:
     """Runs of one program, as train/loop.py puts them together: what a step takes, and how it went so far."""
 
     program: Program
-    starts: list[Start]
+    inits: list[AdapterInit]
     state: RunState
     constants: Any
     hyper: Hyper
@@ -152,10 +152,10 @@ class Pack:
 
     def params(self, run: int) -> Delta:
         """A run's own part of the pack."""
-        return member(self.state.params, run, self.starts[run].params)
+        return unstack_run(self.state.params, run, self.inits[run].params)
 
     def materialised(self, run: int) -> Delta:
-        return METHODS[self.program.method].materialise(self.params(run), self.starts[run].constants)
+        return self.program.method.materialise(self.params(run), self.inits[run].constants)
 
 
 @pytest.fixture(scope="session")
@@ -165,11 +165,11 @@ def pack_of(texts) -> Callable[..., Pack]:
     def pack_of(base: nnx.Module, runs: Sequence[RunConfig], *, buckets: tuple[int, ...] = (12,)) -> Pack:
         first = runs[0]
         # Runs with dropout beside runs without it, which a plan would keep apart: their rate is 0.
-        dropping = any(run.shape()["dropping"] for run in runs)
-        program = dataclasses.replace(program_of(first), dropping=dropping)
+        drops_out = any(run.drops_out for run in runs)
+        program = dataclasses.replace(program_of(first), drops_out=drops_out)
         batches = TrainBatches(texts, batch=first.batch, buckets=buckets, seeds=[run.seed for run in runs])
-        starts = [METHODS[program.method].start(base, run) for run in runs]
+        inits = [program.method.init(base, run) for run in runs]
         hypers = [hyper_of(run, run.steps_of(batches.steps_per_epoch)) for run in runs]
-        return Pack(program, starts, *stack(program, starts, hypers), batches)
+        return Pack(program, inits, *stack(program, inits, hypers), batches)
 
     return pack_of

@@ -27,7 +27,7 @@ class PackedLauncher(Launcher):
         """One JobReturn per job: its best validation metric, or nan for a run that has none."""
         from lora_jax.commands import exit_on_user_error, note_point
         from lora_jax.config import parse
-        from lora_jax.train.baseline import baselines, identity
+        from lora_jax.train.baseline import baselines
         from lora_jax.train.sweep import run_points
 
         setup_globals()
@@ -37,17 +37,17 @@ class PackedLauncher(Launcher):
             points = [job.return_value for job in jobs]
             resume = [f"resume='{points[0].config.resume}'"] if points[0].config.resume else []
             for overrides in baselines([(p.overrides, p.config) for p in points], lambda o: parse(self._compose(o))):
-                if (who := identity(parse(self._compose(overrides)))) not in self.baselines:
+                if (who := parse(self._compose(overrides)).identity()) not in self.baselines:
                     self.baselines.add(who)
                     job = self._job(note_point, [*overrides, *resume], initial_job_idx + len(points))
                     points.append(job.return_value)
             # The same run asked for twice (full fine-tuning at two ranks) trains once.
-            first = {identity(point.config): point for point in reversed(points)}
-            distinct = [point for point in points if first[identity(point.config)] is point]
+            first = {point.config.identity(): point for point in reversed(points)}
+            distinct = [point for point in points if first[point.config.identity()] is point]
             summaries = run_points(distinct, home=home, group=home.name)
-        by_identity = {identity(point.config): s for point, s in zip(distinct, summaries, strict=True)}
+        by_identity = {point.config.identity(): s for point, s in zip(distinct, summaries, strict=True)}
         for job in jobs:
-            summary = by_identity[identity(job.return_value.config)]
+            summary = by_identity[job.return_value.config.identity()]
             job.return_value = (summary.get("valid_best") or {}).get(summary["metric"], float("nan"))
         return jobs
 

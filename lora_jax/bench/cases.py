@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field, PositiveInt
 
 from lora_jax.bench.shapes import SHAPES
-from lora_jax.config import Settings
+from lora_jax.config.settings import Settings
 from lora_jax.errors import UserError
 
 

@@ -8,7 +8,7 @@ run its head and LoRA factors as ``lora_jax`` draws them.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
     """The inputs of `runs`, which differ in rank only: with one seed they all see the same batches."""
     import jax
 
-    from lora_jax.methods import METHODS
+    from lora_jax.methods import method_of
     from lora_jax.train.setup import setup_of
 
     setup = setup_of(runs[0])
@@ -40,11 +40,8 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
     test = setup.eval_batches(runs[0], "test")
     starts = []
     for run in runs:
-        params = jax.device_get(METHODS[run.method.name].start(setup.base.model, run).params)
-        flat: dict[str, Any] = {}
-        for path, value in params.items():
-            flat |= {f"{path}/{part}": x for part, x in value.items()} if isinstance(value, dict) else {path: value}
-        starts.append(flat)
+        params = jax.device_get(method_of(run.method).init(setup.base.model, run).params)
+        starts.append({f"{path}/{field}": x for path, value in params.items() for field, x in vars(value).items() if x is not None})
     return Inputs(
         [tuple(array[0] for array in batches[step]) for step in range(steps)],
         [(batch.tokens, batch.mask, batch.labels) for batch in (test[i] for i in range(len(test)))],

@@ -23,7 +23,7 @@ from lora_jax.bench.clock import Clock, seconds_per_call, spread
 from lora_jax.bench.worker import Measure, serve
 from lora_jax.config import QUANTISED, RunConfig, parse
 from lora_jax.data.batches import Batch, prefetch
-from lora_jax.methods import METHODS, Start
+from lora_jax.methods import AdapterInit, method_of
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.llama import Llama, LlamaConfig
 from lora_jax.train.memory import run_bytes, size
@@ -66,7 +66,7 @@ def run_of(case: Ours, index: int) -> RunConfig:
             "seed": index,
             "batch": case.batch,
             "dtype": case.dtype,
-            "base": case.base,
+            "base_storage": case.base,
         }
     )
 
@@ -88,9 +88,9 @@ class Compiled(NamedTuple):
     predicted: int  # bytes, by train/memory.py
 
 
-def starts_of(case: Ours, base: nnx.Module) -> list[Start]:
+def starts_of(case: Ours, base: nnx.Module) -> list[AdapterInit]:
     runs = [run_of(case, i) for i in range(case.runs)]
-    return [METHODS[case.method].start(base, run) for run in runs]
+    return [method_of(run.method).init(base, run) for run in runs]
 
 
 def hypers_of(case: Ours) -> list[Hyper]:
@@ -126,11 +126,11 @@ def compile_all(cases: list[Ours], base: nnx.Module) -> list[concurrent.futures.
 def _lower(case: Ours, base: nnx.Module):
     """(The lowered stacking, the lowered step, what predicts its bytes), from shapes alone."""
     runs = [run_of(case, i) for i in range(case.runs)]
-    method, program, hypers = METHODS[case.method], program_of(runs[0]), hypers_of(case)
+    method, program, hypers = method_of(runs[0].method), program_of(runs[0]), hypers_of(case)
     # LoRA's start reads no weight, and full fine-tuning's copies them all; runs of one rank start with one shape.
-    makes = {run.rank: functools.partial(method.start, run=run) for run in runs}
-    own: dict[int, Start] = {
-        rank: jax.eval_shape(make, base) if case.method == "full" else make(base) for rank, make in makes.items()
+    makes = {run.rank: functools.partial(method.init, run=run) for run in runs}
+    own: dict[int, AdapterInit] = {
+        rank: jax.eval_shape(make, base) if runs[0].method.trains_base else make(base) for rank, make in makes.items()
     }
     starts = [own[run.rank] for run in runs]
     stacked = jax.jit(functools.partial(stack, program)).lower(starts, hypers)

@@ -50,13 +50,13 @@ def classifier(folder: Path, start: dict[str, np.ndarray], *, alpha: float):
     bert = BertModel.from_pretrained(
         folder, add_pooling_layer=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    slots = {path.removesuffix("/lora/a"): array for path, array in start.items() if path.endswith("/lora/a")}
+    slots = {path.removesuffix("/adapter/a"): array for path, array in start.items() if path.endswith("/adapter/a")}
     rank = next(iter(slots.values())).shape[-1]
     places = {f"encoder.layer.{i}.{name}" for name in SITES.values() for i in range(len(next(iter(slots.values()))))}
     scale: Any = alpha  # declared an int; any number will do
     config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=0.0, target_modules=sorted(places))
-    model = Classifier(get_peft_model(bert, config), *start["head/kernel"].shape)
-    given = {"head.weight": start["head/kernel"].T, "head.bias": start["head/bias"]}
+    model = Classifier(get_peft_model(bert, config), *start["head/kernel/value"].shape)
+    given = {"head.weight": start["head/kernel/value"].T, "head.bias": start["head/bias/value"]}
     for path, ours in slots.items():
         name = SITES[path.removeprefix("backbone/layers/")]
         for i in range(len(ours)):
@@ -141,7 +141,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     clock.lap("load")
     accuracy, losses, seconds = [], [], []
     for rank, alpha, start in list(zip(job["ranks"], job["alphas"], given.starts, strict=True))[-1 if probe else 0 :]:
-        assert start["backbone/layers/attn/q/lora/a"].shape[-1] == rank
+        assert start["backbone/layers/attn/q/adapter/a"].shape[-1] == rank
         model = classifier(Path(job["model"]), start, alpha=alpha)
         if mode.startswith("compile"):
             # One program a length; several are one function's, which has a limit.

@@ -1,20 +1,24 @@
-"""How a run departs from its base: one file per method, one row here.
+"""How a run departs from its base: one file per method, one row here. `method.Method` is the contract.
 
-A method is a module with three functions:
-
-    check(base, run)                    raises UserError where `run` asks for what `base`, maybe abstract, has not
-    start(base, run) -> Start           the parameters it trains, at their true rank, and its constants
-    materialise(params, constants)      those, as a delta that ``graft`` can put into the base; pure and traced
-
-To add one: write ``methods/<name>.py``, give it a row in METHODS, settings in ``config.py`` and a file in
-``conf/method/``. Everything else (packing, checkpoints, the report) follows.
+To add one: write ``methods/<name>.py``, give it a row in METHODS, settings in ``config/methods.py`` and a file in
+``conf/method/``. Packing, checkpoints, adapter files and the report follow. README.md has an example.
 """
 
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any
 
-from lora_jax.methods import full, lora
-from lora_jax.methods.start import Start
+from lora_jax.config import MethodSettings
+from lora_jax.methods.full import Full
+from lora_jax.methods.lora import Lora
+from lora_jax.methods.method import AdapterInit, Method, key_of
 
-METHODS: dict[str, ModuleType] = {"lora": lora, "full": full}
+# From a method's settings to the method.
+METHODS: dict[str, Callable[[Any], Method]] = {"lora": Lora.from_settings, "full": Full.from_settings}
 
-__all__ = ["METHODS", "Start"]
+
+def method_of(settings: MethodSettings) -> Method:
+    """Returns the method that `settings` are of."""
+    return METHODS[settings.name](settings)
+
+
+__all__ = ["METHODS", "AdapterInit", "Method", "key_of", "method_of"]

@@ -1,24 +1,35 @@
 """Full fine-tuning: the delta replaces every parameter, in float32 at least (master weights)."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 
+from lora_jax.adapters import Padded, Replacement
 from lora_jax.config import RunConfig
-from lora_jax.delta import Delta, parameters
-from lora_jax.methods.start import Start, head
+from lora_jax.delta import Delta, count, parameters
+from lora_jax.methods.method import AdapterInit, Method, init_head
 
 
-def check(base: nnx.Module, run: RunConfig) -> None:
-    """Full fine-tuning fits every base."""
+@dataclasses.dataclass(frozen=True)
+class Full(Method):
+    """Trains every parameter of the base, and a fresh head."""
 
+    def init(self, base: nnx.Module, run: RunConfig) -> AdapterInit:
+        """Copies every parameter of `base`, and draws a head."""
+        params: dict[str, Padded] = {
+            path: Replacement(jnp.array(value, jnp.promote_types(value.dtype, jnp.float32)))
+            for path, value in parameters(base).items()
+        }
+        params |= init_head(base, run.seed)
+        return AdapterInit(params, trainable=count(params))
 
-def start(base: nnx.Module, run: RunConfig) -> Start:
-    """Every parameter of `base`, copied, and a fresh head."""
-    own = {
-        path: jnp.array(value, jnp.promote_types(value.dtype, jnp.float32)) for path, value in parameters(base).items()
-    }
-    return Start(own | head(base, run.seed), {})
+    def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:
+        """Returns the parameters as they are."""
+        return dict(params)
 
-
-def materialise(params: Delta, constants: dict) -> Delta:
-    return params
+    def flops_per_token(self, kernels: int, params: Any) -> float:
+        """Returns six operations for each weight: all of them train."""
+        return 6.0 * kernels

@@ -1,23 +1,26 @@
 """LoRA (Hu et al., arXiv 2106.09685): W + s·A·B, with A and B trained and W frozen.
 
-A is ``[d_in, r]`` and B ``[r, d_out]``; the paper's eq. 3 has the transposed kernel, W + (α/r)·B·A. B starts at
-zero. A starts at U(-1/√d_in, 1/√d_in), as loralib and PEFT do (``kaiming_uniform(a=√5)``), or at N(0, 1/d_in), the
-Gaussian that the paper names. An embedding's pair starts the other way round, as loralib's and PEFT's do: A, whose
-rows are looked up, at zero and B at N(0, 1).
+B starts at zero. A starts at U(-1/√d_in, 1/√d_in), as loralib and PEFT do (``kaiming_uniform(a=√5)``), or at
+N(0, 1/d_in), the Gaussian that the paper names. An embedding's pair starts the other way round, as loralib's and
+PEFT's do: A, whose rows are looked up, at zero and B at N(0, 1).
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from lora_jax.config import LoraConfig, RunConfig
-from lora_jax.delta import Delta
-from lora_jax.methods.start import Start, head, key_of
+from lora_jax.adapters import LowRank, Padded, Scaling
+from lora_jax.config import LoraSettings, RunConfig
+from lora_jax.delta import SLOT, Delta, count
+from lora_jax.methods.method import AdapterInit, Method, init_head, key_of
 from lora_jax.targets import Placement, place
 
 SCALINGS = {
@@ -27,83 +30,97 @@ SCALINGS = {
 }
 
 
-def check(base: nnx.Module, run: RunConfig) -> dict[str, Placement]:
-    """Where `run` puts its pairs. Raises UserError as targets.place does."""
-    method = _settings(run)
-    return place(base, run.targets, run.rank, run.alpha_of, method.rank_pattern, method.alpha_pattern)
+@dataclasses.dataclass(frozen=True)
+class Lora(Method):
+    """Trains a low-rank pair beside every target, and a fresh head. All of its settings are data."""
+
+    def validate(self, base: nnx.Module, run: RunConfig) -> None:
+        """Raises UserError for targets, ranks and patterns that `base` does not have, as `targets.place` does."""
+        placements(base, run)
+
+    def init(self, base: nnx.Module, run: RunConfig) -> AdapterInit:
+        """Draws a pair for every target at its true rank, and a head.
+
+        ``params["<site>/adapter"]`` is ``LowRank(a=[layers, d_in, r], b=[layers, r, d_out])``, with r the largest rank
+        that the site has in any layer; ``constants`` has a `Scaling` at the same path.
+
+        Raises UserError as `validate` does.
+        """
+        settings = _settings(run)
+        params: dict[str, Padded] = {}
+        constants: dict[str, Padded] = {}
+        trainable = 0
+        for path, placement in placements(base, run).items():
+            site = placement.site
+            params[f"{path}/{SLOT}"] = _pair(placement, run.seed, settings.init)
+            constants[f"{path}/{SLOT}"] = _scaling(placement, settings)
+            trainable += int(placement.rank.sum()) * (site.d_in + site.d_out)
+        head = init_head(base, run.seed)
+        return AdapterInit(params | head, constants, trainable + count(head))
+
+    def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:
+        """Returns the pairs with their scale folded into B and their dropout rate beside them, and the head."""
+
+        def scaled(pair: LowRank, scaling: Scaling) -> LowRank:
+            rate = scaling.dropout
+            b = pair.b * scaling.scale[..., None, None].astype(pair.b.dtype)
+            return LowRank(pair.a, b, None if rate is None else jnp.broadcast_to(rate, scaling.scale.shape))
+
+        return {path: scaled(value, constants[path]) if path in constants else value for path, value in params.items()}
 
 
-def start(base: nnx.Module, run: RunConfig) -> Start:
-    """A pair per target, at its true rank, and a fresh head; the scale of each layer, and the input's dropout rate.
-
-    ``params["<site>/lora"]`` is {"a": [layers, d_in, r], "b": [layers, r, d_out]}, with r the largest rank that the
-    site has in any layer; ``constants["scale"]["<site>/lora"]`` is [layers]. Raises UserError as check does.
-    """
-    method = _settings(run)
-    params: Delta = {}
-    scale = {}
-    for path, placement in check(base, run).items():
-        slot = f"{path}/lora"
-        params[slot] = _pair(placement, run.seed, slot, method.init)
-        factors = [
-            SCALINGS[method.scaling](float(alpha), int(rank)) if rank else 0.0
-            for alpha, rank in zip(placement.alpha, placement.rank, strict=True)
-        ]
-        scale[slot] = jnp.asarray(factors if placement.site.layers else factors[0], _wide())
-    constants: dict[str, Any] = {"scale": scale}
-    if method.dropout:
-        constants["dropout"] = jnp.asarray(method.dropout, jnp.float32)
-    return Start(params | head(base, run.seed), constants)
+def placements(base: nnx.Module, run: RunConfig) -> dict[str, Placement]:
+    """Returns where `run` puts its pairs, and at which rank and alpha. Raises UserError as `targets.place` does."""
+    settings = _settings(run)
+    return place(base, run.targets, run.rank, run.alpha_of, settings.rank_pattern, settings.alpha_pattern)
 
 
-def materialise(params: Delta, constants: dict) -> Delta:
-    """The delta to graft: each pair's scale folded into its B, its input's dropout rate beside it."""
-    ready: Delta = {}
-    for path, value in params.items():
-        if not isinstance(value, dict):
-            ready[path] = value
-            continue
-        scale = constants["scale"][path]
-        ready[path] = {"a": value["a"], "b": value["b"] * scale[..., None, None].astype(value["b"].dtype)}
-        if "dropout" in constants:
-            ready[path]["dropout"] = jnp.broadcast_to(constants["dropout"], scale.shape)
-    return ready
-
-
-def _settings(run: RunConfig) -> LoraConfig:
-    assert isinstance(run.method, LoraConfig)
+def _settings(run: RunConfig) -> LoraSettings:
+    assert isinstance(run.method, LoraSettings)
     return run.method
 
 
-def _pair(placement: Placement, seed: int, slot: str, init: str) -> dict[str, jax.Array]:
+def _scaling(placement: Placement, settings: LoraSettings) -> Scaling:
+    factors = [
+        SCALINGS[settings.scaling](float(alpha), int(rank)) if rank else 0.0
+        for alpha, rank in zip(placement.alpha, placement.rank, strict=True)
+    ]
+    scale = np.asarray(factors if placement.site.layers else factors[0], _wide())
+    dropout = np.full(scale.shape, settings.dropout, np.float32) if settings.dropout else None
+    return Scaling(scale, dropout)  # type: ignore[arg-type]
+
+
+def _pair(placement: Placement, seed: int, init: str) -> LowRank:
     site, rank = placement.site, int(placement.rank.max())
+    # The stream's name is older than the slot's: a seed gives the numbers that it has always given.
+    key = key_of(seed, f"{site.path}/lora")
     if site.lookup:
-        rows = jax.random.normal(key_of(seed, slot), (rank, site.d_out), _wide())
-        return {"a": jnp.zeros((site.d_in, rank), _wide()), "b": rows}
-    layers = len(placement.rank)
-    a = np.zeros((layers, site.d_in, rank), _wide())
-    for own in np.unique(placement.rank[placement.rank > 0]):
-        index = np.flatnonzero(placement.rank == own)
-        with jax.ensure_compile_time_eval():  # so that jax.eval_shape can ask for the shapes alone
-            a[index, :, :own] = _draw(key_of(seed, slot), index, site.d_in, int(own), init)
-    b = np.zeros((layers, rank, site.d_out), _wide())
-    if site.layers is None:
-        a, b = a[0], b[0]
-    return {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+        rows = jax.random.normal(key, (rank, site.d_out), _wide())
+        return LowRank(np.zeros((site.d_in, rank), _wide()), rows)  # type: ignore[arg-type]
+    a = _draw(key, tuple(placement.rank.tolist()), site.d_in, init)
+    layers = () if site.layers is None else (site.layers,)
+    b = np.zeros((*layers, rank, site.d_out), _wide())
+    return LowRank(a.reshape(*layers, site.d_in, rank), b)  # type: ignore[arg-type]
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _draw(key: jax.Array, layers: jax.Array, d_in: int, rank: int, init: str) -> jax.Array:
-    # A layer's numbers depend on its own index, so adapting fewer layers changes nothing in the others.
-    def one(layer):
-        own = jax.random.fold_in(key, layer)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw(key: PRNGKeyArray, ranks: tuple[int, ...], d_in: int, init: str) -> Float[Array, "layers d_in rank"]:
+    """Draws A for every layer at the layer's own rank, zero-padded to the largest."""
+
+    def draw(layer: Any, rank: int) -> Array:
+        # A layer's numbers depend on its own index, so adapting fewer layers changes nothing in the others.
+        layer_key = jax.random.fold_in(key, layer)
         if init == "gaussian":
-            return jax.random.normal(own, (d_in, rank), _wide()) / math.sqrt(d_in)
+            return jax.random.normal(layer_key, (d_in, rank), _wide()) / math.sqrt(d_in)
         bound = 1 / math.sqrt(d_in)
-        return jax.random.uniform(own, (d_in, rank), _wide(), -bound, bound)
+        return jax.random.uniform(layer_key, (d_in, rank), _wide(), -bound, bound)
 
-    return jax.vmap(one)(layers)
+    a = jnp.zeros((len(ranks), d_in, max(ranks)), _wide())
+    for rank in sorted(set(ranks) - {0}):
+        layers = np.flatnonzero(np.array(ranks) == rank)
+        a = a.at[layers, :, :rank].set(jax.vmap(functools.partial(draw, rank=rank))(layers))
+    return a
 
 
-def _wide():
+def _wide() -> Any:
     return jnp.zeros(()).dtype  # float32, or float64 where JAX_ENABLE_X64 asks for it

@@ -1,11 +1,9 @@
 """The layers that every model family is built from, and their slots.
 
-A *slot* is an attribute that is None until ``lora_jax.delta.graft`` puts something there. ``Linear.lora`` takes
-``{"a": [d_in, r], "b": [r, d_out]}`` and, where LoRA's input is dropped out, a rate under ``"dropout"``. A layer
-knows that its slot exists and nothing else: no rank, no alpha, no method name.
+A *slot* is an attribute that is None until ``lora_jax.delta.graft`` puts an adapter there (``lora_jax/adapters``). A
+layer knows that its slot exists and how to call what stands there, and nothing else: no rank, no alpha, no method.
 
-Kernels are ``[d_in, d_out]``, as everywhere in Flax, so an adapted kernel is W + A·B. The LoRA paper (arXiv
-2106.09685, eq. 3) writes W + (α/r)·B·A for the transposed kernel; the scale is folded into B by the method.
+Kernels are ``[d_in, d_out]``, as everywhere in Flax.
 """
 
 import math
@@ -27,66 +25,29 @@ Kernel = Float[Array, "d_in d_out"] | Quantised
 
 
 class Linear(nnx.Module):
-    """y = x·W + b, plus (x·A)·B once a LoRA pair is grafted."""
+    """Computes y = x·W + b; with an adapter grafted, what the adapter makes of x and W, plus b."""
+
+    weight = "kernel"  # the parameter that an adapter works on
 
     def __init__(self, d_in: int, d_out: int, *, bias: bool = True):
         self.kernel = nnx.Param(jnp.zeros((d_in, d_out)))
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else nnx.data(None)
-        self.lora = nnx.data(None)
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, x: Float[Array, "... d_in"], key: Key = None) -> Float[Array, "... d_out"]:
-        kernel, dropping = self.kernel.get_value(), key is not None
-        if self.lora is None:
-            y = product(x, kernel)
-        elif _merges(x) and not (dropping and "dropout" in self.lora):
-            y = adapted(x, kernel, self.lora["a"].astype(x.dtype), self.lora["b"].astype(x.dtype))
-        else:
-            own = dropout(x, self.lora["dropout"], key) if dropping and "dropout" in self.lora else x
-            thin = checkpoint_name(own @ self.lora["a"].astype(x.dtype), "thin")
-            y = product(x, kernel) + thin @ self.lora["b"].astype(x.dtype)
+        kernel = self.kernel.get_value()
+        y = product(x, kernel) if self.adapter is None else self.adapter(x, kernel, key)
         return checkpoint_name(y if self.bias is None else y + self.bias.astype(x.dtype), "linear")
 
 
 def product(x: Float[Array, "... d_in"], kernel: Kernel) -> Float[Array, "... d_out"]:
-    """x·W. Where W is stored narrower than `x`, the backward pass widens it anew, so no layer's wide W is kept."""
+    """Computes x·W. Where W is stored narrower than `x`, the backward pass widens it anew, and keeps no wide W."""
     narrow = isinstance(kernel, Quantised) or kernel.dtype.itemsize < x.dtype.itemsize
     return (jax.checkpoint(_product) if narrow else _product)(x, kernel)
 
 
 def _product(x, kernel):
     return x @ kernel.astype(x.dtype)
-
-
-@jax.custom_vjp
-def adapted(
-    x: Float[Array, "... d_in"], w: Kernel, a: Float[Array, "d_in r"], b: Float[Array, "r d_out"]
-) -> Float[Array, "... d_out"]:
-    """x·(W + A·B), multiplied out, with a backward pass that never forms the gradient of A·B. W is frozen: none for it.
-
-    On a CPU the thin products (x·A)·B and (g·Bᵀ)·Aᵀ run at a fraction of a square matmul's speed, and this has four
-    thin products where autodiff has six: a step of four packed MiniLM runs takes 540 ms in place of 757. On an
-    accelerator packed runs would lose their common x·W.
-    """
-    return x @ (w.astype(x.dtype) + a @ b)
-
-
-def _adapted_forward(x, w, a, b):
-    return adapted(x, w, a, b), (x, w, a, b)
-
-
-def _adapted_backward(kept, g):
-    x, w, a, b = kept
-    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    to_a, to_b = rows.T @ (g_rows @ b.T), (rows @ a).T @ g_rows
-    return g @ (w.astype(x.dtype) + a @ b).T, None, to_a, to_b
-
-
-adapted.defvjp(_adapted_forward, _adapted_backward)
-
-
-def _merges(x: Array) -> bool:
-    # Below float32, W + A·B would round a small A·B away; and a text's single next token is not worth forming it.
-    return jax.default_backend() == "cpu" and x.dtype in (jnp.float32, jnp.float64) and x.shape[-2] > 1
 
 
 @jax.custom_vjp
@@ -107,21 +68,20 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Embedding(nnx.Module):
-    """Rows of a table, by index; plus rows of A times B once a LoRA pair is grafted (A is ``[count, r]``).
+    """Looks up rows of a table by index, and adds what an adapter's `lookup` gives once one is grafted.
 
-    As in PEFT, the LoRA part has no dropout, and where a model uses the table a second time, as its output layer,
-    that use is not adapted.
+    As in PEFT, where a model uses the table a second time, as its output layer, that use is not adapted.
     """
+
+    weight = "embedding"  # the parameter that an adapter works on
 
     def __init__(self, count: int, width: int):
         self.embedding = nnx.Param(jnp.zeros((count, width)))
-        self.lora = nnx.data(None)
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, index: Int[Array, "..."], dtype: DTypeLike) -> Float[Array, "... width"]:
         rows = jnp.take(self.embedding[...], index, axis=0).astype(dtype)
-        if self.lora is None:
-            return rows
-        return rows + jnp.take(self.lora["a"], index, axis=0).astype(dtype) @ self.lora["b"].astype(dtype)
+        return rows if self.adapter is None else rows + self.adapter.lookup(index, dtype)
 
     def attend(self, x: Float[Array, "... width"]) -> Float[Array, "... count"]:
         """Each state times each row: a tied output layer."""

@@ -7,12 +7,12 @@ import numpy as np
 from flax import nnx
 
 from lora_jax.data.batches import Batch, EvalBatches
-from lora_jax.delta import Delta
 from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.step import Params
 
 
 def evaluate(
-    kind: str, outputs_of, base: nnx.Module, params: Delta, constants: Any, batches: EvalBatches
+    kind: str, outputs_of, base: nnx.Module, params: Params, constants: Any, batches: EvalBatches
 ) -> list[dict[str, float]]:
     """Each run's figures over `batches`: every example once, in float64 on the host.
 

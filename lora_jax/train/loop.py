@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.data.batches import Batch, EvalBatches, TrainBatches, prefetch
-from lora_jax.delta import Delta
-from lora_jax.methods import METHODS, Start
+from lora_jax.methods import AdapterInit
 from lora_jax.metrics import better
 from lora_jax.metrics.language import bleu
 from lora_jax.stopping import JUDGED_FROM, behind
@@ -23,11 +22,11 @@ from lora_jax.train import memory, record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.evaluate import evaluate
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import member, of_length, packed_outputs, packed_step, stack
+from lora_jax.train.pack import of_length, packed_outputs, packed_step, stack, unstack_run
 from lora_jax.train.plan import Point
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup
-from lora_jax.train.step import Program, RunState, StepMetrics, program_of
+from lora_jax.train.step import Params, Program, RunState, StepMetrics, program_of
 from lora_jax.train.writing import decoding_of, packed_texts, save_texts, write
 from lora_jax.weights.adapters import save_adapter
 
@@ -38,8 +37,9 @@ class Pack:
 
     program: Program
     points: Sequence[Point]
-    shapes: Sequence[Start]  # of what each run starts from, at its true rank: the arrays themselves are in `state`
-    trainable: Sequence[int]  # numbers that each run trains
+    shapes: Sequence[
+        AdapterInit
+    ]  # of what each run starts from, at its true rank: the arrays themselves are in `state`
     steps: np.ndarray  # [runs], how long each trains
     batches: TrainBatches
     state: RunState
@@ -54,12 +54,12 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
     program = program_of(first)
     batches = setup.train_batches(first, tuple(run.seed for run in runs))
     steps = [run.steps_of(batches.steps_per_epoch) for run in runs]
-    starts = [METHODS[program.method].start(setup.base.model, run) for run in runs]
+    inits = [program.method.init(setup.base.model, run) for run in runs]
     hypers = [hyper_of(run, n) for run, n in zip(runs, steps, strict=True)]
-    shapes, trainable = jax.eval_shape(lambda: starts), [record.trainable_count(start) for start in starts]
+    shapes = jax.eval_shape(lambda: inits)
     # As one program: by itself, every small operation would be compiled.
-    stacked = jax.jit(functools.partial(stack, program))(starts, hypers)
-    return Pack(program, points, shapes, trainable, np.array(steps), batches, *stacked)
+    stacked = jax.jit(functools.partial(stack, program))(inits, hypers)
+    return Pack(program, points, shapes, np.array(steps), batches, *stacked)
 
 
 def compile_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
@@ -161,7 +161,7 @@ class Loop:
 
     def _compile(self) -> None:
         lengths = ", ".join(map(str, self.pack.batches.lengths()))
-        self.show.stage(f"compiling {len(self.runs)} x {self.pack.program.method} for {lengths} tokens")
+        self.show.stage(f"compiling {len(self.runs)} x {self.pack.points[0].config.method.name} for {lengths} tokens")
         started = time.monotonic()
         steps = {("step", n): step for n, step in _lower_steps(self.setup, self.pack).items()}
         outputs = {
@@ -284,7 +284,7 @@ class Loop:
         left = progress.seconds / progress.step * (self.total - progress.step)
         return any(progress.stopped) and ended >= 0.5 and ended * left > self.compile_seconds
 
-    def _score(self, params: Delta, split: EvalBatches) -> list[dict[str, float]]:
+    def _score(self, params: Params, split: EvalBatches) -> list[dict[str, float]]:
         def outputs_of(base, params, constants, batch):
             return self.compiled["outputs", batch.tokens.shape](base, params, constants, batch)
 
@@ -322,7 +322,7 @@ class Loop:
         progress = self.progress
         for i in [i for i in ended if i in self.trackers]:
             point = self.pack.points[i]
-            summary = record.identity(self.setup, point, self.pack.shapes[i], self.pack.trainable[i]) | {
+            summary = record.identity(self.setup, point, self.pack.shapes[i]) | {
                 "status": "diverged" if not live[i] else "stopped" if progress.stopped[i] else "finished",
                 "error": None if live[i] else f"diverged at step {int(updates[i]) + 1}",
                 "steps": int(updates[i]),
@@ -343,12 +343,12 @@ class Loop:
                 summary["adapter_bytes"] = self._save(i, adapter, best, constants)
             self.trackers[i].finish(summary, adapter)
 
-    def _save(self, i: int, folder: Path, best: Delta, constants: Any) -> int:
-        shapes = self.pack.shapes[i]
+    def _save(self, i: int, folder: Path, best: Params, constants: Any) -> int:
+        init = self.pack.shapes[i]
         return save_adapter(
             folder,
-            member(best, i, shapes.params),
-            {path: constants["scale"][path][i] for path in shapes.constants.get("scale", {})},
+            unstack_run(best, i, init.params),
+            unstack_run(constants, i, init.constants),
             base_source=self.setup.base.source,
             base_fingerprint=self.setup.base.fingerprint,
             config=record.adapter_config(self.setup, self.pack.points[i]),

@@ -23,7 +23,7 @@ from flax import nnx
 from lora_jax.config import RunConfig
 from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.delta import count, parameters
-from lora_jax.methods import METHODS, Start
+from lora_jax.methods import AdapterInit, method_of
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import align, of_length, packed_step
@@ -38,7 +38,7 @@ GENEROUS = 3
 MEASURED = (2, 4)  # runs
 
 
-def run_bytes(program: Program, base: nnx.Module, start: Start, hyper: Hyper, batch: int, length: int) -> int:
+def run_bytes(program: Program, base: nnx.Module, start: AdapterInit, hyper: Hyper, batch: int, length: int) -> int:
     """Bytes that one more run must take: its state, gradient and update, and what its backward pass keeps.
 
     What the backward pass keeps is read off the traced function, so XLA's own temporaries are not in it.
@@ -75,8 +75,8 @@ class Costs:
     def __init__(self) -> None:
         self.room = budget()
         self._keys: dict[Point, str] = {}
-        self._shapes: dict[str, Start] = {}
-        self._widest: dict[frozenset[str], Start] = {}
+        self._shapes: dict[str, AdapterInit] = {}
+        self._widest: dict[frozenset[str], AdapterInit] = {}
         self._batches: dict[str, TrainBatches] = {}
         self._multiplied: dict[tuple[str, str], int] = {}
         self._steps: dict[Point, int] = {}
@@ -108,11 +108,10 @@ class Costs:
             tied = f"{getattr(model, 'tied', None)}/embedding"
             held = parameters(model).items()
             self._multiplied[key] = count([w for path, w in held if path.endswith("/kernel") or path == tied])
-        full, kernels = run.method.name == "full", self._multiplied[key]
-        flops = 6 * kernels if full else 4 * kernels + 6 * count(self.widest(points).params)
-        return float(flops * max(map(self.steps, points)))
+        flops = method_of(run.method).flops_per_token(self._multiplied[key], self.widest(points).params)
+        return flops * max(map(self.steps, points))
 
-    def widest(self, points: Iterable[Point]) -> Start:
+    def widest(self, points: Iterable[Point]) -> AdapterInit:
         """The shapes that each run has in a pack of `points`."""
         distinct = {self._key(point): point for point in points}
         if (key := frozenset(distinct)) not in self._widest:
@@ -120,7 +119,7 @@ class Costs:
             self._widest[key] = jax.eval_shape(lambda *starts: align(starts)[0], *starts)
         return self._widest[key]
 
-    def shapes(self, point: Point) -> Start:
+    def shapes(self, point: Point) -> AdapterInit:
         """The shapes of what `point` starts from, at its true rank."""
         if (key := self._key(point)) not in self._shapes:
             self._shapes[key] = shapes_of(point.config)
@@ -136,7 +135,7 @@ class Costs:
         """The same for points of the same shapes."""
         if point not in self._keys:
             run = point.config
-            own = [run.rank, run.targets, run.method.model_dump(exclude={"lr"}), run.shape()]
+            own = [run.rank, run.targets, run.method.model_dump(exclude={"lr"}), run.static_settings()]
             self._keys[point] = json.dumps(own, sort_keys=True)
         return self._keys[point]
 
@@ -162,7 +161,7 @@ class Costs:
         return round(fixed + runs * (each + own)), True
 
 
-def compiled_bytes(run: RunConfig, start: Start, runs: int) -> int:
+def compiled_bytes(run: RunConfig, start: AdapterInit, runs: int) -> int:
     """`pack_bytes` of `runs` runs like `run` whose shapes are `start`'s, at their longest; nothing is allocated."""
     batches = setup_of(run).train_batches(run, (run.seed,) * runs)
     example = of_length(batches[0], max(batches.lengths()), 2)
@@ -170,7 +169,7 @@ def compiled_bytes(run: RunConfig, start: Start, runs: int) -> int:
     return pack_bytes(packed_step(program_of(run)).lower(setup_of(run).base.model, *pack).compile(), *pack)
 
 
-def abstract(run: RunConfig, start: Start, runs: int) -> tuple[RunState, Any, Hyper]:
+def abstract(run: RunConfig, start: AdapterInit, runs: int) -> tuple[RunState, Any, Hyper]:
     """The shapes of what ``pack.stack`` makes of `runs` runs like `run` whose shapes are `start`'s."""
     hyper = jax.eval_shape(lambda: hyper_of(run, 1))
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), (start, hyper))
@@ -178,10 +177,9 @@ def abstract(run: RunConfig, start: Start, runs: int) -> tuple[RunState, Any, Hy
     return jax.eval_shape(jax.vmap(functools.partial(start_state, program_of(run))), params, hyper), constants, hyper
 
 
-def shapes_of(run: RunConfig) -> Start:
+def shapes_of(run: RunConfig) -> AdapterInit:
     """The shapes of what `run` starts from, at its true rank."""
-    start = METHODS[run.method.name].start
-    return jax.eval_shape(lambda: start(setup_of(run).base.model, run))
+    return jax.eval_shape(lambda: method_of(run.method).init(setup_of(run).base.model, run))
 
 
 def budget() -> int:
@@ -197,7 +195,7 @@ def size(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
-def _own_bytes(run: RunConfig, start: Start) -> int:
+def _own_bytes(run: RunConfig, start: AdapterInit) -> int:
     """What a run takes for its parameters' sake, and so what its rank changes: its state and a gradient."""
     hyper = jax.eval_shape(lambda: hyper_of(run, 1))
     state = jax.eval_shape(functools.partial(start_state, program_of(run)), start.params, hyper)
@@ -205,7 +203,7 @@ def _own_bytes(run: RunConfig, start: Start) -> int:
 
 
 def _program_key(run: RunConfig) -> str:
-    return json.dumps(run.shape(), sort_keys=True)
+    return run.program_key()
 
 
 def _free_on_host() -> int:

@@ -83,6 +83,6 @@ def decayed(params) -> dict:
     """True for each parameter that weight decay applies to."""
 
     def by_name(path, _):
-        return str(path[-1].key).rpartition("/")[2] not in UNDECAYED
+        return str(path[0].key).rpartition("/")[2] not in UNDECAYED
 
     return jax.tree_util.tree_map_with_path(by_name, params)

@@ -10,65 +10,68 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from lora_jax.data.batches import Batch
-from lora_jax.delta import Delta, ranks, resize
 from lora_jax.errors import UserError
-from lora_jax.methods import Start
+from lora_jax.methods import AdapterInit
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper
-from lora_jax.train.step import Program, RunState, outputs_of, start_state, train_step
+from lora_jax.train.step import Params, Program, RunState, outputs_of, start_state, train_step
 
 
-def stack(program: Program, starts: Sequence[Start], hypers: Sequence[Hyper]) -> tuple[RunState, Any, Hyper]:
-    """(state, constants, hyper) of a pack, each leaf ``[runs, ...]``.
+def stack(program: Program, inits: Sequence[AdapterInit], hypers: Sequence[Hyper]) -> tuple[RunState, Any, Hyper]:
+    """Returns (state, constants, hyper) of a pack at step 0, each leaf ``[runs, ...]``.
 
     Raises UserError where runs need padding and the optimizer is not element-wise, since padding would change it.
     """
-    if len({str(jax.tree.map(jnp.shape, start.params)) for start in starts}) > 1 and not ELEMENTWISE[program.optim]:
+    if len({str(jax.tree.map(jnp.shape, init.params)) for init in inits}) > 1 and not ELEMENTWISE[program.optim]:
         raise UserError(
             f"optim={program.optim}: normalises over whole arrays, so runs of different rank or targets cannot share "
             f"a program; use pack=1, or one of {', '.join(name for name, ok in ELEMENTWISE.items() if ok)}"
         )
-    starts = align(starts)
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start.params for start in starts))
-    constants = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start.constants for start in starts))
+    aligned = align(inits)
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(init.params for init in aligned))
+    constants = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(init.constants for init in aligned))
     hyper = jax.tree.map(lambda *leaves: jnp.stack(leaves), *hypers)
     state = jax.vmap(functools.partial(start_state, program))(params, hyper)
     return state, constants, hyper
 
 
-def align(starts: Sequence[Start]) -> list[Start]:
-    """The same starts with the same shapes: ranks padded, sites that a run lacks filled with zeros."""
-    widest: dict[str, int] = {}
-    example: dict[str, Any] = {}
-    scales: dict[str, Array] = {}
-    for start in starts:
-        for path, rank in ranks(start.params).items():
-            widest[path] = max(rank, widest.get(path, 0))
-        example |= start.params
-        scales |= start.constants.get("scale", {})
+def align(inits: Sequence[AdapterInit]) -> list[AdapterInit]:
+    """Returns the same inits with the same shapes: sizes padded, and what a run lacks neutral."""
+    params = _align([init.params for init in inits])
+    constants = _align([init.constants for init in inits])
+    return [AdapterInit(p, c, init.trainable) for p, c, init in zip(params, constants, inits, strict=True)]
 
-    dropping = any("dropout" in start.constants for start in starts)
 
-    def whole(start: Start) -> Start:
-        absent = {
-            path: jax.tree.map(jnp.zeros_like, value) for path, value in example.items() if path not in start.params
+def _align(trees: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    examples: dict[str, Any] = {}
+    for tree in trees:
+        for path, adapter in tree.items():
+            example = examples.get(path, adapter)
+            examples[path] = _largest(example, adapter).complete(_largest(adapter, example))
+    neutral = {path: example.neutral() for path, example in examples.items()}
+
+    def complete(path: str, adapter: Any, example: Any) -> Any:
+        padded = adapter if example.size is None else adapter.resize(example.size)
+        return padded.complete(example)
+
+    return [
+        {
+            path: complete(path, tree[path], example) if path in tree else neutral[path]
+            for path, example in examples.items()
         }
-        constants = dict(start.constants)
-        if scales:
-            constants["scale"] = {path: constants["scale"].get(path, jnp.zeros_like(s)) for path, s in scales.items()}
-        if dropping:
-            constants.setdefault("dropout", jnp.zeros((), jnp.float32))
-        return Start(resize(start.params | absent, widest), constants)
-
-    return [whole(start) for start in starts]
+        for tree in trees
+    ]
 
 
-def member(params: Delta, index: int, start: Delta) -> Delta:
-    """One run's delta out of a pack's, at the shapes of its own `start`: true ranks, own sites."""
-    own = {path: jax.tree.map(lambda leaf: leaf[index], params[path]) for path in start}
-    return resize(own, ranks(start))
+def _largest(one: Any, other: Any) -> Any:
+    return other if (other.size or 0) > (one.size or 0) else one
+
+
+def unstack_run(params: Params, index: int, init: Params) -> Params:
+    """Returns one run's parameters out of a pack's, at the paths and true sizes of its own `init`."""
+    run = {path: jax.tree.map(lambda leaf: leaf[index], params[path]) for path in init}
+    return {path: value if value.size is None else value.resize(init[path].size) for path, value in run.items()}
 
 
 def packed_step(program: Program):

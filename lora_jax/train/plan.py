@@ -85,7 +85,7 @@ def plan(points: Sequence[Point], costs: Costs) -> list[PackPlan]:
         for band in _alike(group, costs)
         for chunk in _fitting(band, costs, group[0].config.pack)
     ]
-    chunks.sort(key=lambda chunk: (chunk[0].config.method.name == "full", costs.work(chunk)))
+    chunks.sort(key=lambda chunk: (chunk[0].config.method.name == chunk[0].config.baseline, costs.work(chunk)))
     return [_planned(i, chunk, costs) for i, chunk in enumerate(chunks)]
 
 
@@ -122,7 +122,6 @@ def _fitting(band: Sequence[Point], costs: Costs, most: int | str) -> list[list[
 
 def _program_key(point: Point) -> str:
     config = point.config
-    key = config.shape()
-    if config.optim.name == "adafactor":  # not element-wise, so nothing may be padded
-        key["unpadded"] = [config.rank, config.targets, getattr(config.method, "rank_pattern", None)]
-    return json.dumps([key, config.pack], sort_keys=True)
+    # Where nothing may be padded, only what has the same shapes can share a pack.
+    unpadded = None if config.optim.elementwise else [config.rank, config.targets, config.method.model_dump()]
+    return json.dumps([config.program_key(), config.pack, unpadded], sort_keys=True)

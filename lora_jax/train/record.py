@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lora_jax.delta import count
-from lora_jax.methods import Start
+from lora_jax.methods import AdapterInit
 from lora_jax.track import Tracker, read_json
 from lora_jax.train.plan import Point
 from lora_jax.train.setup import Setup
@@ -66,22 +65,22 @@ def run_record(setup: Setup, point: Point) -> dict[str, Any]:
     }
 
 
-def identity(setup: Setup, point: Point, shapes: Start, trainable: int) -> dict[str, Any]:
+def identity(setup: Setup, point: Point, shapes: AdapterInit) -> dict[str, Any]:
     """The part of summary.json that is known before training; what is not known yet is null.
 
-    `shapes` are those of what the run starts from, `trainable` is that start's `trainable_count`.
+    `shapes` are those of what the run starts from.
     """
     run, base = point.config, setup.base.parameters
-    lora = run.method.name == "lora"
+    reads, trainable = run.method.reads, shapes.trainable
     head = count({path: value for path, value in shapes.params.items() if path.startswith("head/")})
     return {
         "name": point.name,
         "status": "failed",
         "error": None,
         "method": run.method.name,
-        "rank": run.rank if lora else None,
-        "alpha": run.alpha_of(run.rank) if lora else None,
-        "targets": run.targets if lora else None,
+        "rank": run.rank if "rank" in reads else None,
+        "alpha": run.alpha_of(run.rank) if "alpha" in reads else None,
+        "targets": run.targets if "targets" in reads else None,
         "lr": run.lr,
         "seed": run.seed,
         "model": run.model.name,
@@ -98,19 +97,6 @@ def identity(setup: Setup, point: Point, shapes: Start, trainable: int) -> dict[
     }
 
 
-def trainable_count(start: Start) -> int:
-    """Numbers that train: a layer that is not adapted counts nothing, one of lower rank than its stack its own."""
-    total = 0
-    for value in start.params.values():
-        if isinstance(value, dict):
-            # What pads a pair is zero in A and in B; what trains starts at zero in one of them.
-            a, b = np.asarray(value["a"]), np.asarray(value["b"])
-            total += int((a.any(-2) | b.any(-1)).sum()) * (a.shape[-2] + b.shape[-1])
-        else:
-            total += value.size
-    return total
-
-
 def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
     """What adapter.json says of how the adapter was made."""
     run = point.config
@@ -122,7 +108,7 @@ def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
         "family": run.model.family,
         "pool": run.model.pool,
         "dtype": run.dtype,
-        "base": run.base,
+        "base_storage": run.base_storage,
         "labels": list(setup.task.labels),
         "run": run.model_dump(mode="json"),
     }

@@ -40,7 +40,7 @@ def setup_of(run: RunConfig) -> Setup:
     model, task = run.model, run.task
     # The task first: a missing data folder should not wait for a download.
     data = (task.name, task.data_dir, max(task.buckets), task.eval_examples)
-    return _setup(*data, model.source, model.family, model.pool, run.dtype, run.base)
+    return _setup(*data, model.source, model.family, model.pool, run.dtype, run.base_storage)
 
 
 @functools.lru_cache(maxsize=2)
@@ -48,7 +48,7 @@ def _setup(name, data_dir, max_length, most, source, family, pool, dtype, stored
     task = load_task(name, data_dir)
     head = OBJECTIVES[task.kind].head
     labels = len(task.labels) or None
-    base = load_base(source, family, labels=labels, pool=pool, dtype=dtype, base=stored, head=head)
+    base = load_base(source, family, labels=labels, pool=pool, dtype=dtype, base_storage=stored, head=head)
     splits = {name: split if name == "train" else _scored(split, most) for name, split in task.splits.items()}
     if head == "classifier":
         encoded = {name: tokenize(split, base.tokenizer, max_length) for name, split in splits.items()}

@@ -12,10 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.config import RunConfig
 from lora_jax.data.batches import Batch
 from lora_jax.data.tasks import kind_of
-from lora_jax.delta import Delta, graft
-from lora_jax.methods import METHODS
+from lora_jax.delta import graft
+from lora_jax.methods import Method, method_of
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
+
+Params = dict[str, Any]  # adapters by path, whose leaves train
 
 # A run whose loss is not finite, or above this many times its first loss, has diverged: it stops where it was.
 DIVERGED = 10.0
@@ -25,11 +27,11 @@ DIVERGED = 10.0
 class Program:
     """What is compiled in: the settings that the runs of a pack have in common."""
 
-    method: str
+    method: Method
     kind: str  # of the task
     optim: str
     schedule: str
-    dropping: bool
+    drops_out: bool
     dtype: str
     unroll: int | bool  # as jax.lax.scan takes it
     remat: str
@@ -41,11 +43,11 @@ def program_of(run: RunConfig) -> Program:
     # Without a loop, XLA on a CPU computes again right away what `remat` left out, and nothing is saved.
     whole_stack = jax.default_backend() == "cpu" and run.model.remat == "none"
     return Program(
-        method=run.method.name,
+        method=method_of(run.method),
         kind=kind_of(run.task.name),
         optim=run.optim.name,
         schedule=run.optim.schedule,
-        dropping=bool(run.shape()["dropping"]),
+        drops_out=run.drops_out,
         dtype=run.dtype,
         unroll=whole_stack if run.model.unroll == "auto" else run.model.unroll,
         remat=run.model.remat,
@@ -56,7 +58,7 @@ def program_of(run: RunConfig) -> Program:
 class RunState(NamedTuple):
     """All that changes while a run trains."""
 
-    params: Delta
+    params: Params
     opt_state: Any
     step: Int[Array, ""]  # updates done
     live: Bool[Array, ""]  # False once diverged
@@ -72,7 +74,7 @@ class StepMetrics(NamedTuple):
     live: Bool[Array, ""]
 
 
-def start_state(program: Program, params: Delta, hyper: Hyper) -> RunState:
+def start_state(program: Program, params: Params, hyper: Hyper) -> RunState:
     opt_state = optimizer(program.optim, hyper, jnp.zeros(())).init(params)
     return RunState(params, opt_state, jnp.int32(0), jnp.bool_(True), jnp.asarray(jnp.inf, hyper.lr.dtype))
 
@@ -87,21 +89,21 @@ def how(program: Program) -> dict[str, Any]:
     }
 
 
-def adapted(program: Program, base: nnx.Module, params: Delta, constants: Any) -> nnx.Module:
+def adapted(program: Program, base: nnx.Module, params: Params, constants: Any) -> nnx.Module:
     """`base` with a run's delta grafted into it."""
-    return graft(base, METHODS[program.method].materialise(params, constants))
+    return graft(base, program.method.materialise(params, constants))
 
 
 def loss_of(
-    program: Program, base: nnx.Module, params: Delta, constants: Any, hyper: Hyper, batch: Batch, step: Array | int
+    program: Program, base: nnx.Module, params: Params, constants: Any, hyper: Hyper, batch: Batch, step: Array | int
 ) -> Float[Array, ""]:
     """What a run minimises, at its `step`: dropout depends on that and on the run's seed alone."""
-    key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.dropping else None
+    key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.drops_out else None
     model = adapted(program, base, params, constants)
     return OBJECTIVES[program.kind].loss(model, batch, rate=hyper.dropout, key=key, **how(program))
 
 
-def outputs_of(program: Program, base: nnx.Module, params: Delta, constants: Any, batch: Batch) -> Array:
+def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Array:
     """What scoring keeps of each example: ``[batch, labels]`` logits of a classifier (see train/objective.py)."""
     return OBJECTIVES[program.kind].outputs(adapted(program, base, params, constants), batch, **how(program))
 
@@ -116,6 +118,9 @@ def train_step(
     )(state.params)
     rate = learning_rate(hyper, state.step, program.schedule)
     updates, opt_state = optimizer(program.optim, hyper, rate).update(grads, state.opt_state, state.params)
+    multipliers = program.method.learning_rate_multipliers(state.params, constants)
+    if multipliers is not None:
+        updates = jax.tree.map(jnp.multiply, updates, multipliers)
     params = optax.apply_updates(state.params, updates)
 
     first_loss = jnp.where(state.step == 0, loss, state.first_loss)

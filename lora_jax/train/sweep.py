@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from lora_jax.errors import UserError
-from lora_jax.methods import METHODS
+from lora_jax.methods import method_of
 from lora_jax.track import read_json, write_json
 from lora_jax.train import memory, record
 from lora_jax.train.checkpoint import PackCheckpoints
@@ -48,7 +48,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
         for point in points:
             show.stage(f"loading {point.config.model.name} and {point.config.task.name}")
             setup = setup_of(point.config)
-            METHODS[point.config.method.name].check(setup.base.model, point.config)
+            method_of(point.config.method).validate(setup.base.model, point.config)
         show.stage("planning")
         costs = memory.Costs()
         packs = _plan(points, home, costs)
@@ -68,7 +68,7 @@ def _told(pack: PackPlan) -> str:
     """A line of the printed plan."""
     names = "  ".join(point.name for point in pack.points[:NAMED])
     names += f"  and {len(pack.points) - NAMED} more" if len(pack.points) > NAMED else ""
-    stored = f" on the {base} base" if (base := pack.points[0].config.base) != "auto" else ""
+    stored = f" on the {base} base" if (base := pack.points[0].config.base_storage) != "auto" else ""
     minutes = rough_seconds(pack.flops, pack.points[0].config.dtype) / 60
     return (
         f"pack {pack.index}: {len(pack.points)} x {pack.points[0].config.method.name}{stored}, {pack.steps} steps of "
@@ -122,8 +122,7 @@ def _fail_pack(pack: PackPlan, home: Path, show: Show, error: Exception) -> None
 
 
 def _fail(setup: Setup, point: Point, error: str) -> None:
-    start = METHODS[point.config.method.name].start(setup.base.model, point.config)
-    identity = record.identity(setup, point, start, record.trainable_count(start))
+    identity = record.identity(setup, point, memory.shapes_of(point.config))
     point.folder.mkdir(parents=True, exist_ok=True)
     if not (point.folder / "run.json").exists():
         write_json(point.folder / "run.json", record.run_record(setup, point))

@@ -13,10 +13,9 @@ from jaxtyping import Array, Bool, Int, Int32
 
 from lora_jax.config import RunConfig
 from lora_jax.data.prompts import Prompts
-from lora_jax.delta import Delta
 from lora_jax.errors import UserError
 from lora_jax.generate import Decoding, generate
-from lora_jax.train.step import Program, adapted, how
+from lora_jax.train.step import Params, Program, adapted, how
 from lora_jax.weights.load import Base
 
 
@@ -34,7 +33,7 @@ def texts_of(
     program: Program,
     decoding: Decoding,
     base: nnx.Module,
-    params: Delta,
+    params: Params,
     constants: Any,
     tokens: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
@@ -51,7 +50,7 @@ def packed_texts(program: Program, decoding: Decoding):
 
 
 def write(
-    texts_of, base: Base, params: Delta, constants: Any, prompts: Prompts, decoding: Decoding, batch: int
+    texts_of, base: Base, params: Params, constants: Any, prompts: Prompts, decoding: Decoding, batch: int
 ) -> list[list[str]]:
     """Each run's texts, one a prompt, without special tokens; `texts_of` is `packed_texts`, maybe compiled."""
     rows = [

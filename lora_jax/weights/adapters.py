@@ -1,10 +1,13 @@
-"""A finished adapter in a folder: its delta at true rank, and what is needed to use it again; never the base.
+"""A finished adapter in a folder: what was trained, at true size, and all that is needed to use it; never the base.
 
-    delta.safetensors   {"backbone/layers/attn/q/lora/a": [layers, d_in, r], ..., "head/kernel": [d_in, labels]}
-    adapter.json        {"format": 1, "base": {"source", "fingerprint"}, "delta": {path: ["a", "b"] or null},
-                         "sha256": of delta.safetensors, "scale": {path: [layers]}, "config": method, rank, alpha, ...}
+    delta.safetensors   {"params/backbone/layers/attn/q/adapter/a": [layers, d_in, r], "params/head/kernel/value": ...,
+                         "constants/backbone/layers/attn/q/adapter/scale": [layers]}
+    adapter.json        {"format": 2, "base": {"source", "fingerprint"}, "sha256": of delta.safetensors,
+                         "params": {path: {"kind": "low_rank", "fields": ["a", "b"]}}, "constants": likewise,
+                         "config": method and its settings, rank, alpha, ...}
 
-The scale is stored beside the factors, not folded in: A and B are what was trained.
+The scale is a constant beside the factors, not folded in: A and B are what was trained. Format 1, which lora_jax wrote
+until November 2026 for LoRA and full fine-tuning, is read too.
 """
 
 import dataclasses
@@ -12,29 +15,33 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lora_jax.delta import Delta
+from lora_jax.adapters import ADAPTERS, LowRank, Padded, Replacement, Scaling
+from lora_jax.delta import SLOT
 from lora_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, DESCRIPTION = "delta.safetensors", "adapter.json"
+
+
+Tree = Mapping[str, Padded]  # by path
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What `save_adapter` was given."""
+    """What `save_adapter` was given. The method named in `config` makes a delta of `params` and `constants`."""
 
-    delta: Delta
-    scale: dict[str, Float[Array, " layers"]]
+    params: dict[str, Padded]
+    constants: dict[str, Padded]
     config: dict[str, Any]
     base_source: str
     base_fingerprint: str
@@ -42,8 +49,8 @@ class Adapter:
 
 def save_adapter(
     folder: Path,
-    delta: Delta,
-    scale: Mapping[str, Float[Array, " layers"]],
+    params: Tree,
+    constants: Tree,
     *,
     base_source: str,
     base_fingerprint: str,
@@ -51,22 +58,21 @@ def save_adapter(
 ) -> int:
     """Writes an adapter to `folder` and returns its bytes on disk.
 
-    `scale` maps a path of `delta` to one factor a layer; `config` is any JSON. Everything is written beside `folder`
-    and renamed into place, so a process that is killed leaves a whole adapter there or none. Raises UserError when
-    `folder` exists and holds something other than an adapter: that is not replaced.
+    `params` and `constants` are a method's, at their true sizes; `config` is any JSON. Everything is written beside
+    `folder` and renamed into place, so a process that is killed leaves a whole adapter there or none. Raises UserError
+    when `folder` exists and holds something other than an adapter: that is not replaced.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {TENSORS, DESCRIPTION}):
         raise UserError(f"{folder} exists and is not an adapter's folder; it will not be replaced, name another")
-    if strange := sorted(set(scale) - set(delta)):
-        raise ValueError(f"scales for paths that the delta has not: {strange}")
-    tensors = save({key: np.asarray(array, order="C") for key, array in _flat(delta).items()})
+    trees = {"params": params, "constants": constants}
+    arrays = {f"{part}/{key}": array for part, tree in trees.items() for key, array in _flat(tree).items()}
+    tensors = save({key: np.asarray(array, order="C") for key, array in arrays.items()})
     description = {
         "format": FORMAT,
         "base": {"source": base_source, "fingerprint": base_fingerprint},
-        "delta": {path: sorted(value) if isinstance(value, dict) else None for path, value in delta.items()},
         "sha256": hashlib.sha256(tensors).hexdigest(),
-        "scale": {path: np.asarray(factors, np.float32).tolist() for path, factors in scale.items()},
+        **{part: {path: _describe(value) for path, value in tree.items()} for part, tree in trees.items()},
         "config": dict(config),
     }
     text = (json.dumps(description, indent=2) + "\n").encode()
@@ -88,7 +94,7 @@ def save_adapter(
 
 
 def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str = "the base given") -> Adapter:
-    """The adapter in `folder`, to be used on the base of `base_fingerprint`; None takes any base.
+    """Returns the adapter in `folder`, to be used on the base of `base_fingerprint`; None takes any base.
 
     `base_source` only names that base in the error. Raises UserError when the adapter was trained on another base, or
     a file is missing, corrupt, or of another format.
@@ -100,41 +106,78 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         version = description["format"]
-        if version != FORMAT:
-            raise UserError(f"{folder / DESCRIPTION}: format is {version!r}; this version of lora_jax reads {FORMAT}")
+        if version not in READERS:
+            known = " and ".join(map(str, READERS))
+            raise UserError(f"{folder / DESCRIPTION}: format is {version!r}; this version of lora_jax reads {known}")
         base, digest, config = description["base"], description["sha256"], description["config"]
         source, trained_on = base["source"], base["fingerprint"]
-        stored = "" if config.get("base", "auto") == "auto" else f", stored as {config['base']}"
-        slots, scale = description["delta"], {p: np.array(f, np.float32) for p, f in description["scale"].items()}
+        storage = config.get("base_storage", config.get("base", "auto"))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / DESCRIPTION} is corrupt ({type(error).__name__}: {error})") from error
     if base_fingerprint is not None and base_fingerprint != trained_on:
+        stored = "" if storage == "auto" else f", stored as {storage}"
         raise UserError(
             f"{folder}: the adapter was trained on {source} ({trained_on[:12]}{stored}), not on {base_source} "
             f"({base_fingerprint[:12]}); load it with the base that it was trained on"
         )
     with (folder / TENSORS).open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != digest:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != digest:
         raise UserError(f"{folder / TENSORS} is corrupt: its sha256 is not the one that {DESCRIPTION} gives")
     try:
         with safe_open(folder / TENSORS, framework="numpy") as opened:
             tensors = {key: jnp.asarray(opened.get_tensor(key)) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-        delta: Delta = {
-            path: tensors[path] if parts is None else {part: tensors[f"{path}/{part}"] for part in parts}
-            for path, parts in slots.items()
-        }
-    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        params, constants = READERS[version](description, tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder}: {TENSORS} and {DESCRIPTION} do not fit ({type(error).__name__}: {error})"
         ) from error
-    return Adapter(delta, {p: jnp.asarray(factors) for p, factors in scale.items()}, config, source, trained_on)
+    return Adapter(params, constants, config, source, trained_on)
 
 
-def _flat(delta: Delta) -> dict[str, Array]:
-    flat: dict[str, Array] = {}
-    for path, value in delta.items():
-        flat |= {f"{path}/{part}": array for part, array in value.items()} if isinstance(value, dict) else {path: value}
-    return flat
+Trees = tuple[dict[str, Padded], dict[str, Padded]]  # params, constants
+
+
+def _read(description: Any, tensors: dict[str, Array]) -> Trees:
+    def tree(part: str) -> dict[str, Padded]:
+        return {
+            path: ADAPTERS[value["kind"]](**{field: tensors[f"{part}/{path}/{field}"] for field in value["fields"]})
+            for path, value in description[part].items()
+        }
+
+    return tree("params"), tree("constants")
+
+
+def _read_format_1(description: Any, tensors: dict[str, Array]) -> Trees:
+    """Reads what has a pair of plain arrays at ``<site>/lora``, plain arrays elsewhere, and scales in adapter.json."""
+    params: dict[str, Padded] = {}
+    for path, fields in description["delta"].items():
+        if fields is None:
+            params[path] = Replacement(tensors[path])
+        else:
+            params[_slot(path)] = LowRank(**{field: tensors[f"{path}/{field}"] for field in fields})
+    scales = {_slot(path): jnp.asarray(factors, jnp.float32) for path, factors in description["scale"].items()}
+    return params, {path: Scaling(scale) for path, scale in scales.items()}
+
+
+READERS: dict[int, Callable[[Any, dict[str, Array]], Trees]] = {1: _read_format_1, FORMAT: _read}
+
+
+def _slot(path: str) -> str:
+    return f"{path.removesuffix('/lora')}/{SLOT}"
+
+
+def _fields(value: Padded) -> dict[str, Array]:
+    """Returns the arrays of an adapter by their fields; optional ones that are not there are left out."""
+    return {field: array for field, array in vars(value).items() if array is not None}
+
+
+def _describe(value: Padded) -> dict[str, Any]:
+    kind = next(name for name, cls in ADAPTERS.items() if type(value) is cls)
+    return {"kind": kind, "fields": sorted(_fields(value))}
+
+
+def _flat(tree: Tree) -> dict[str, Array]:
+    return {f"{path}/{field}": array for path, value in tree.items() for field, array in _fields(value).items()}

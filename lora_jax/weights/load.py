@@ -58,7 +58,7 @@ def load_base(
     labels: int | None = None,
     pool: str = "mean",
     dtype: DTypeLike = jnp.float32,
-    base: Literal["auto", "f32", "bf16", "int8", "nf4"] = "auto",
+    base_storage: Literal["auto", "f32", "bf16", "int8", "nf4"] = "auto",
     head: Literal["classifier", "token_classifier", "embedding", "causal", "masked"] = "classifier",
 ) -> Base:
     """The model at `source` (see weights/sources.py), with a head on it.
@@ -71,9 +71,9 @@ def load_base(
     |causal|CausalLM|a decoder|
     |masked|MaskedLM|an encoder of texts, and a checkpoint that was trained so|
 
-    A head with labels is zero: no checkpoint's own is read. The tokenizer pads nothing and truncates nothing. `base`
-    says how the parameters are stored: ``auto`` as `dtype`, ``f32`` or ``bf16`` as that; ``int8`` and ``nf4`` the
-    blocks' kernels as models/quantised.py has it, and the rest as `dtype`.
+    A head with labels is zero: no checkpoint's own is read. The tokenizer pads nothing and truncates nothing.
+    `base_storage` says how the parameters are stored: ``auto`` as `dtype`, ``f32`` or ``bf16`` as that; ``int8`` and
+    ``nf4`` the blocks' kernels as models/quantised.py has it, and the rest as `dtype`.
 
     Raises UserError for a family that is not in `lora_jax.models.FAMILIES` or cannot carry that head, a folder that
     holds another family, or a checkpoint that does not fit its config.
@@ -81,8 +81,8 @@ def load_base(
     if family not in FAMILIES:
         raise UserError(f"model.family={family!r}: must be one of {', '.join(FAMILIES)}")
     row = FAMILIES[family]
-    dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16}.get(base, dtype)
-    kind = base if base in KINDS else None
+    dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16}.get(base_storage, dtype)
+    kind = base_storage if base_storage in KINDS else None
     check_head(family, head, labels, pool)
     folder = resolve(source)
     config, values = _config(folder, family, {**row.fixed, **(masked.FIXED if head == "masked" else {})})

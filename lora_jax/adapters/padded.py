@@ -1,0 +1,73 @@
+"""What every adapter can do whatever it computes: grow and shrink along its own axes, and be neutral."""
+
+import dataclasses
+from typing import Any, Self, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+T = TypeVar("T", bound="Padded")
+
+
+def padded_axis(axis: int, **options: Any) -> Any:
+    """Declares a field whose `axis`, counted from the end, is as long as the adapter's `size`."""
+    return dataclasses.field(metadata={"padded_axis": axis}, **options)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, padded_axis))
+def adapter(cls: type[T]) -> type[T]:
+    """Makes a class a frozen dataclass and a JAX pytree of its fields."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+
+
+class Padded:
+    """A dataclass of arrays, some of which have an axis of a size of their own: a rank, a bottleneck's width.
+
+    Runs of different sizes share a program by padding that axis with zeros. A kind for which zeros are not exact, in
+    value and in gradient, overrides `resize` and `neutral`.
+    """
+
+    @property
+    def size(self) -> int | None:
+        """Returns the length of the padded axes, or None for a kind that has none."""
+        return next((value.shape[axis] for value, axis in self._padded()), None)
+
+    def resize(self, size: int) -> Self:
+        """Returns a copy with every padded axis zero-padded, or cut, to `size`."""
+        return dataclasses.replace(
+            self,
+            **{
+                field.name: _resize(value, field.metadata["padded_axis"], size)
+                for field in dataclasses.fields(self)  # type: ignore[arg-type]
+                if "padded_axis" in field.metadata and (value := getattr(self, field.name)) is not None
+            },
+        )  # type: ignore[type-var]
+
+    def neutral(self) -> Self:
+        """Returns what stands for this in a run that does not use it: it changes nothing, and does not train."""
+        return jax.tree.map(jnp.zeros_like, self)
+
+    def complete(self, example: Self) -> Self:
+        """Returns a copy whose optional fields that are None, and not None in `example`, are zeros."""
+        return dataclasses.replace(
+            self,
+            **{
+                field.name: jnp.zeros_like(other)
+                for field in dataclasses.fields(self)  # type: ignore[arg-type]
+                if getattr(self, field.name) is None and (other := getattr(example, field.name)) is not None
+            },
+        )  # type: ignore[type-var]
+
+    def _padded(self) -> list[tuple[Array, int]]:
+        fields = [field for field in dataclasses.fields(self) if "padded_axis" in field.metadata]  # type: ignore[arg-type]
+        pairs = [(getattr(self, field.name), field.metadata["padded_axis"]) for field in fields]
+        return [(value, axis) for value, axis in pairs if value is not None]
+
+
+def _resize(array: Array, axis: int, size: int) -> Array:
+    if array.shape[axis] >= size:
+        return array[(..., slice(size), *[slice(None)] * (-1 - axis))]
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, size - array.shape[axis])
+    return jnp.pad(array, widths)
