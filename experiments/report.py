@@ -11,7 +11,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="a sweep's folder, or a single run's")
     with commands.exit_on_user_error():
-        sys.exit(commands.finish(parser.parse_args().folder))
+        from lora_jax.commands.results import finish
+
+        sys.exit(finish(parser.parse_args().folder))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Train every point of a sweep, full fine-tuning beside them, and compare: ``python -m experiments.sweep rank=4,8``."""
 
 from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
 from lora_jax import commands
+from lora_jax.host import restart_with_huge_pages
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="sweep")
-def point(config: DictConfig) -> float:
-    return commands.train(config)
+def point(config: Any) -> float:
+    """Trains what Hydra has composed for one point; the launcher `packed` trains all points at once instead."""
+    from lora_jax.commands.composition import train
+
+    return train(config)
 
 
 def main() -> None:
+    restart_with_huge_pages()
     commands.run(point, kind="sweep", results=Path("results/sweeps"))
 
 

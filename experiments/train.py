@@ -1,19 +1,21 @@
 """Train one run: ``python -m experiments.train rank=8``."""
 
 from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
 from lora_jax import commands
+from lora_jax.host import restart_with_huge_pages
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="run")
-def run(config: DictConfig) -> float:
-    return commands.train(config)
+def run(config: Any) -> float:
+    """Trains the run that Hydra has composed."""
+    from lora_jax.commands.composition import train
+
+    return train(config)
 
 
 def main() -> None:
+    restart_with_huge_pages()
     commands.run(run, kind="run", results=Path("results/runs"))
 
 

@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "compose_run": "lora_jax.commands",
+    "compose_run": "lora_jax.commands.composition",
     "RunConfig": "lora_jax.config",
     "parse": "lora_jax.config",
     "count": "lora_jax.delta",
@@ -27,10 +27,10 @@ _HOME = {
     "packed_outputs": "lora_jax.train.pack",
     "packed_step": "lora_jax.train.pack",
     "stack": "lora_jax.train.pack",
-    "Point": "lora_jax.train.plan",
-    "setup_of": "lora_jax.train.setup",
+    "Point": "lora_jax.config.point",
+    "load_setup": "lora_jax.train.setup",
     "program_of": "lora_jax.train.step",
-    "run_points": "lora_jax.train.sweep",
+    "run_points": "lora_jax.sweep.run",
     "load_adapter": "lora_jax.weights.adapters",
     "save_adapter": "lora_jax.weights.adapters",
     "load_base": "lora_jax.weights.load",

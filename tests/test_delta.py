@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.delta import count, graft, merge, parameters, product_of, ranks, resize
-from lora_jax.methods import METHODS
+from lora_jax.adapters import LowRank, Replacement
+from lora_jax.delta import count, graft, merge, parameters
+from lora_jax.methods import method_of
 from lora_jax.weights.load import fingerprint
 
 pytestmark = pytest.mark.smoke
@@ -23,10 +24,10 @@ def words():
 
 def delta_of(base, run, *, spread=0.1):
     """`run`'s materialised delta with B and the head's bias drawn too, as if it were trained."""
-    start = METHODS[run.method.name].start(base, run)
+    start = method_of(run.method).init(base, run)
     rng = np.random.default_rng(2)
     params = jax.tree.map(lambda x: x + spread * rng.normal(size=x.shape).astype(np.float32), start.params)
-    return METHODS[run.method.name].materialise(params, start.constants)
+    return method_of(run.method).materialise(params, start.constants)
 
 
 def logits(model, words):
@@ -42,7 +43,7 @@ def test_merged_computes_what_grafted_does_and_unmerged_is_the_base(base, config
     assert np.abs(expected - logits(base, words)).max() > 0.1
     assert jax.tree.structure(merged) == jax.tree.structure(base)  # no slot is filled
 
-    pairs = {path: value for path, value in delta.items() if isinstance(value, dict)}
+    pairs = {path: value for path, value in delta.items() if isinstance(value, LowRank)}
     back = parameters(merge(merge(base, pairs), pairs, sign=-1))
     for path, value in parameters(base).items():
         np.testing.assert_allclose(back[path], value, atol=1e-6, err_msg=path)
@@ -50,11 +51,11 @@ def test_merged_computes_what_grafted_does_and_unmerged_is_the_base(base, config
 
 def test_merge_adds_the_scaled_product_to_each_layers_kernel(base, configure):
     run = configure(rank=4, alpha=12, targets="q")
-    start = METHODS["lora"].start(base, run)
+    start = method_of(run.method).init(base, run)
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 32, 4), (3, 4, 32)))
-    params = start.params | {f"{ATTN}/q/lora": {"a": jnp.asarray(a), "b": jnp.asarray(b)}}
-    merged = merge(base, METHODS["lora"].materialise(params, start.constants))
+    params = start.params | {f"{ATTN}/q/adapter": LowRank(jnp.asarray(a), jnp.asarray(b))}
+    merged = merge(base, method_of(run.method).materialise(params, start.constants))
     for layer in range(3):
         expected = np.asarray(base.backbone.layers.attn.q.kernel[layer]) + 12 / 4 * a[layer] @ b[layer]
         np.testing.assert_allclose(merged.backbone.layers.attn.q.kernel[layer], expected, atol=1e-5)
@@ -66,15 +67,15 @@ def test_a_full_delta_merges_to_itself(base, configure, words):
     assert delta.keys() == parameters(base).keys()
     merged = merge(base, delta)
     for path, value in parameters(merged).items():
-        np.testing.assert_array_equal(value, delta[path], err_msg=path)
+        np.testing.assert_array_equal(value, delta[path].value, err_msg=path)
     np.testing.assert_array_equal(logits(merged, words), logits(graft(base, delta), words))
 
 
 def test_at_the_start_an_adapted_model_is_the_base_with_a_fresh_head(base, configure, words):
     run = configure(rank=8)
-    start = METHODS["lora"].start(base, run)
+    start = method_of(run.method).init(base, run)
     head = {path: value for path, value in start.params.items() if path.startswith("head/")}
-    adapted = graft(base, METHODS["lora"].materialise(start.params, start.constants))
+    adapted = graft(base, method_of(run.method).materialise(start.params, start.constants))
     np.testing.assert_allclose(logits(adapted, words), logits(graft(base, head), words), atol=1e-6)
 
 
@@ -82,41 +83,18 @@ def test_graft_does_not_touch_the_base(base, configure, words):
     before, structure, output = fingerprint(base), jax.tree.structure(base), logits(base, words)
     model = graft(base, delta_of(base, configure(rank=4)))
     assert model is not base and model.backbone.layers.attn.q is not base.backbone.layers.attn.q
-    assert model.backbone.layers.attn.q.lora is not None and base.backbone.layers.attn.q.lora is None
+    assert model.backbone.layers.attn.q.adapter is not None and base.backbone.layers.attn.q.adapter is None
     assert model.backbone.layers.attn.q.kernel[...] is base.backbone.layers.attn.q.kernel[...]  # no copy
     assert (fingerprint(base), jax.tree.structure(base)) == (before, structure)
     np.testing.assert_array_equal(logits(base, words), output)
 
 
 @pytest.mark.parametrize(
-    "path", ["backbone/layers/attn/z/lora", "backbone/layers/attn/q/loar", "head/kernal", "trunk/x", "kernel"]
+    "path", ["backbone/layers/attn/z/adapter", "backbone/layers/attn/q/adaptor", "head/kernal", "trunk/x", "kernel"]
 )
 def test_a_path_that_does_not_exist_is_refused(base, path):
     with pytest.raises(KeyError, match=path):
-        graft(base, {path: jnp.zeros(1)})
-
-
-def test_resize_pads_with_zeros_and_cuts_back(base, configure):
-    delta = METHODS["lora"].start(base, configure(rank=4, targets="q+mlp")).params
-    assert set(ranks(delta).values()) == {4}
-    wide = resize(delta, dict.fromkeys(ranks(delta), 7))
-    assert set(ranks(wide).values()) == {7}
-    for path, value in delta.items():
-        if not isinstance(value, dict):
-            assert wide[path] is value
-            continue
-        np.testing.assert_array_equal(product_of(wide[path]), product_of(value))
-        assert not wide[path]["a"][..., 4:].any() and not wide[path]["b"][..., 4:, :].any()
-    for one, other in zip(jax.tree.leaves(resize(wide, ranks(delta))), jax.tree.leaves(delta), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_product_is_float32_at_least():
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, 6, 3), (2, 3, 5)))
-    product = product_of({"a": a, "b": b})
-    assert product.dtype == jnp.float32
-    np.testing.assert_allclose(product, np.asarray(a, np.float32) @ np.asarray(b, np.float32), atol=1e-6)
+        graft(base, {path: Replacement(jnp.zeros(1))})
 
 
 def test_count(base):

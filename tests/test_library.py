@@ -27,9 +27,9 @@ def test_from_a_base_to_an_adapter(tiny_model, tmp_path):
         lora_jax.compose_run("rank=2", "targets=qv", "lr=1e-2", "steps=20"),
         lora_jax.compose_run("rank=5", "targets=all", "lr=3e-2", "steps=20", "seed=1"),
     ]
-    starts = [lora_jax.METHODS["lora"].start(base.model, run) for run in runs]
-    program = lora_jax.program_of(runs[0])
-    state, constants, hyper = lora_jax.stack(program, starts, [lora_jax.hyper_of(run, 20) for run in runs])
+    method, program = lora_jax.method_of(runs[0].method), lora_jax.program_of(runs[0])
+    inits = [method.init(base.model, run) for run in runs]
+    state, constants, hyper = lora_jax.stack(program, inits, [lora_jax.hyper_of(run, 20) for run in runs])
 
     texts = ["where is my card?", "the exchange rate is wrong", "close my account"]
     ids = [base.tokenizer.encode(text).ids for text in texts]
@@ -46,16 +46,18 @@ def test_from_a_base_to_an_adapter(tiny_model, tmp_path):
     assert (losses[-1] < 0.9 * losses[0]).all()
     assert all((np.asarray(value) == frozen[path]).all() for path, value in lora_jax.parameters(base.model).items())
 
-    for i, (run, start) in enumerate(zip(runs, starts, strict=True)):
-        delta = lora_jax.member(state.params, i, start.params)
-        assert jax.tree.map(np.shape, delta) == jax.tree.map(np.shape, start.params)  # its own rank again
+    for i, (run, init) in enumerate(zip(runs, inits, strict=True)):
+        params = lora_jax.unstack_run(state.params, i, init.params)
+        assert jax.tree.map(np.shape, jax.tree.leaves(params)) == jax.tree.map(
+            np.shape, jax.tree.leaves(init.params)
+        )  # its own rank again
         folder = tmp_path / f"rank={run.rank}"
         about = {"base_source": base.source, "base_fingerprint": base.fingerprint, "config": run.model_dump()}
-        lora_jax.save_adapter(folder, delta, start.constants["scale"], **about)
+        lora_jax.save_adapter(folder, params, init.constants, **about)
         adapter = lora_jax.load_adapter(folder, base_fingerprint=base.fingerprint)
-        ready = lora_jax.METHODS["lora"].materialise(adapter.delta, {"scale": adapter.scale})
-        grafted = lora_jax.graft(base.model, ready)(tokens, tokens > 0)
-        merged = lora_jax.merge(base.model, ready)(tokens, tokens > 0)
+        delta = method.materialise(adapter.params, adapter.constants)
+        grafted = lora_jax.graft(base.model, delta)(tokens, tokens > 0)
+        merged = lora_jax.merge(base.model, delta)(tokens, tokens > 0)
         batch = Batch(tokens, tokens > 0, labels)
         packed = lora_jax.packed_outputs(program)(base.model, state.params, constants, batch)
         np.testing.assert_allclose(grafted, merged, atol=1e-5)
@@ -68,9 +70,9 @@ def test_an_adapter_of_another_base_is_refused(tiny_model, tmp_path):
     other = lora_jax.load_base(str(tiny_model), "bert", labels=4)
     assert base.fingerprint != other.fingerprint
     run = lora_jax.compose_run("rank=2")
-    start = lora_jax.METHODS["lora"].start(base.model, run)
+    init = lora_jax.method_of(run.method).init(base.model, run)
     about = {"base_source": base.source, "base_fingerprint": base.fingerprint, "config": {}}
-    lora_jax.save_adapter(tmp_path / "adapter", start.params, start.constants["scale"], **about)
+    lora_jax.save_adapter(tmp_path / "adapter", init.params, init.constants, **about)
     with pytest.raises(lora_jax.UserError, match=r"was trained on .*load it with the base that it was trained on"):
         lora_jax.load_adapter(tmp_path / "adapter", base_fingerprint=other.fingerprint, base_source=other.source)
 

@@ -25,10 +25,10 @@ class PackedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """One JobReturn per job: its best validation metric, or nan for a run that has none."""
-        from lora_jax.commands import exit_on_user_error, note_point
+        from lora_jax.commands import exit_on_user_error
+        from lora_jax.commands.composition import note_point
         from lora_jax.config import parse
-        from lora_jax.train.baseline import baselines
-        from lora_jax.train.sweep import run_points
+        from lora_jax.sweep.baseline import baselines
 
         setup_globals()
         home = Path(self.config.hydra.sweep.dir)
@@ -44,6 +44,8 @@ class PackedLauncher(Launcher):
             # The same run asked for twice (full fine-tuning at two ranks) trains once.
             first = {point.config.identity(): point for point in reversed(points)}
             distinct = [point for point in points if first[point.config.identity()] is point]
+            from lora_jax.sweep.run import run_points  # with JAX: what is refused above need not wait for it
+
             summaries = run_points(distinct, home=home, group=home.name)
         by_identity = {point.config.identity(): s for point, s in zip(distinct, summaries, strict=True)}
         for job in jobs:
@@ -68,7 +70,7 @@ class PackedLauncher(Launcher):
         return job
 
     def _compose(self, overrides: Sequence[str]) -> dict[str, Any]:
-        from lora_jax.commands import plain
+        from lora_jax.commands.composition import plain
 
         return plain(self.context.config_loader.load_sweep_config(self.config, list(overrides)))
 

@@ -33,15 +33,22 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
     import jax
 
     from lora_jax.methods import method_of
-    from lora_jax.train.setup import setup_of
+    from lora_jax.train.setup import load_setup
 
-    setup = setup_of(runs[0])
+    setup = load_setup(runs[0])
     batches = setup.train_batches(runs[0], (runs[0].seed,))
     test = setup.eval_batches(runs[0], "test")
     starts = []
     for run in runs:
         params = jax.device_get(method_of(run.method).init(setup.base.model, run).params)
-        starts.append({f"{path}/{field}": x for path, value in params.items() for field, x in vars(value).items() if x is not None})
+        starts.append(
+            {
+                f"{path}/{field}": x
+                for path, value in params.items()
+                for field, x in vars(value).items()
+                if x is not None
+            }
+        )
     return Inputs(
         [tuple(array[0] for array in batches[step]) for step in range(steps)],
         [(batch.tokens, batch.mask, batch.labels) for batch in (test[i] for i in range(len(test)))],

@@ -17,31 +17,29 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from lora_jax.config import parse
-    from lora_jax.data.batches import prefetch
-    from lora_jax.train.evaluate import evaluate
-    from lora_jax.train.loop import compile_steps, make_pack
-    from lora_jax.train.pack import packed_outputs
-    from lora_jax.train.plan import Point
-    from lora_jax.train.setup import setup_of
+    from lora_jax.config.point import Point
+    from lora_jax.evaluation import EVALUATORS
+    from lora_jax.metrics import score
+    from lora_jax.train.compile import compile_all, lower_steps
+    from lora_jax.train.loop import train_steps
+    from lora_jax.train.pack import make_pack
+    from lora_jax.train.setup import load_setup
 
     jax.config.update("jax_compilation_cache_dir", job["cache"])
     clock.lap("imports")
     runs = [parse(settings) for settings in job["runs"]]
-    setup = setup_of(runs[0])
+    setup = load_setup(runs[0])
     pack = make_pack(setup, [Point(f"rank={run.rank}", Path(), run) for run in runs])
-    test = setup.eval_batches(runs[0], "test")
     clock.lap("load")
-    compiled = compile_steps(setup, pack)
+    compiled = compile_all(lower_steps(setup, pack))
     clock.lap("compile")
-    state, losses = pack.state, []
-    for batch in prefetch(pack.batches, 0, int(pack.steps.max())):
-        step = compiled[batch.tokens.shape[-1]]
-        state, metrics = step(setup.base.model, state, pack.constants, pack.hyper, jax.device_put(batch))
-        losses.append(metrics.loss)
-    losses = [[float(loss) for loss in row] for row in jax.device_get(losses)]
+    steps = [metrics.loss for _, metrics in train_steps(setup.base.model, pack, compiled, 0)]
+    losses = [[float(loss) for loss in row] for row in jax.device_get(steps)]
     clock.lap("train")
-    outputs_of = packed_outputs(pack.program)
-    scores = evaluate(pack.program.kind, outputs_of, setup.base.model, state.params, pack.constants, test)
+    scorer = EVALUATORS["scores"](setup, pack.program, runs[0])
+    programs = compile_all(scorer.lower(pack.state.params, pack.constants))
+    predictions = scorer.evaluate("test", programs, pack.state.params, pack.constants)
+    scores = [score(run, ["accuracy"]) for run in predictions]
     clock.lap("eval")
     return {
         "seconds": clock.total,

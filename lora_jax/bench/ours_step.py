@@ -22,14 +22,14 @@ from lora_jax.bench.cases import Ours
 from lora_jax.bench.clock import Clock, seconds_per_call, spread
 from lora_jax.bench.worker import Measure, serve
 from lora_jax.config import QUANTISED, RunConfig, parse
-from lora_jax.data.batches import Batch, prefetch
+from lora_jax.data.batches import Batch
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.llama import Llama, LlamaConfig
-from lora_jax.train.memory import run_bytes, size
+from lora_jax.train.loop import train_steps
+from lora_jax.train.memory import peak_bytes, run_bytes, size
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import packed_step, stack
-from lora_jax.train.record import peak_bytes
+from lora_jax.train.pack import Pack, packed_step, stack
 from lora_jax.train.step import program_of
 from lora_jax.weights import load
 
@@ -81,14 +81,14 @@ def batch_of(case: Ours, step: int = 0) -> Batch:
 class Compiled(NamedTuple):
     """A case's programs, the seconds of the step's tracing and compilation while `beside` others were compiled."""
 
-    stack: Any  # (starts, hypers) -> (state, constants, hyper): by itself, every small operation would be compiled
+    stack: Any  # (inits, hypers) -> (state, constants, hyper): by itself, every small operation would be compiled
     step: Any
     seconds: float
     beside: int
     predicted: int  # bytes, by train/memory.py
 
 
-def starts_of(case: Ours, base: nnx.Module) -> list[AdapterInit]:
+def inits_of(case: Ours, base: nnx.Module) -> list[AdapterInit]:
     runs = [run_of(case, i) for i in range(case.runs)]
     return [method_of(run.method).init(base, run) for run in runs]
 
@@ -127,16 +127,18 @@ def _lower(case: Ours, base: nnx.Module):
     """(The lowered stacking, the lowered step, what predicts its bytes), from shapes alone."""
     runs = [run_of(case, i) for i in range(case.runs)]
     method, program, hypers = method_of(runs[0].method), program_of(runs[0]), hypers_of(case)
-    # LoRA's start reads no weight, and full fine-tuning's copies them all; runs of one rank start with one shape.
+    # LoRA's init reads no weight, and full fine-tuning's copies them all; runs of one rank have the same shapes.
     makes = {run.rank: functools.partial(method.init, run=run) for run in runs}
     own: dict[int, AdapterInit] = {
         rank: jax.eval_shape(make, base) if runs[0].method.trains_base else make(base) for rank, make in makes.items()
     }
-    starts = [own[run.rank] for run in runs]
-    stacked = jax.jit(functools.partial(stack, program)).lower(starts, hypers)
-    lowered = packed_step(program).lower(base, *stacked.out_info, jax.eval_shape(lambda: batch_of(case)))
+    inits = [own[run.rank] for run in runs]
+    stacked = jax.jit(functools.partial(stack, program)).lower(inits, hypers)
+    batch = jax.eval_shape(lambda: batch_of(case))
+    lowered = packed_step(program).lower(base, *stacked.out_info, batch)
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
     widest = own[max(own)]
-    each = functools.partial(run_bytes, program, base, widest, hypers[0], case.batch, case.tokens)
+    each = functools.partial(run_bytes, program, base, widest, hypers[0], example)
     return stacked, lowered, lambda: size(base) + case.runs * each()
 
 
@@ -157,7 +159,7 @@ def measure(case: Ours, ready: concurrent.futures.Future[Compiled], base: nnx.Mo
     if case.measure == "compile":
         return row
     before = _peak()
-    state, constants, hyper = compiled.stack(starts_of(case, base), hypers_of(case))
+    state, constants, hyper = compiled.stack(inits_of(case, base), hypers_of(case))
     row["memory"]["state"] = size(state)
     batch = jax.device_put(batch_of(case))
     losses = []
@@ -180,17 +182,15 @@ def sweep(case: Ours, began: float) -> dict[str, Any]:
     clock.lap("imports")
     base = jax.block_until_ready(base_of(case))
     clock.lap("load")
-    pack = jax.jit(functools.partial(stack, program_of(run_of(case, 0))))(starts_of(case, base), hypers_of(case))
+    program, inits = program_of(run_of(case, 0)), inits_of(case, base)
+    stacked = jax.jit(functools.partial(stack, program))(inits, hypers_of(case))
     batches: Any = [batch_of(case, step) for step in range(case.steps)]
     clock.lap("start")
     compiled = compile_all([case], base)[0].result()
     clock.lap("compile")
-    state, constants, hyper = jax.block_until_ready(pack)
-    del pack  # the step donates the state
-    losses = []
-    for batch in prefetch(batches, 0, case.steps):
-        state, metrics = compiled.step(base, state, constants, hyper, jax.device_put(batch))
-        losses.append(metrics.loss)
+    pack = Pack(program, [], inits, np.full(case.runs, case.steps), batches, *jax.block_until_ready(stacked))
+    del stacked  # the step donates the state
+    losses = [metrics.loss for _, metrics in train_steps(base, pack, {case.tokens: compiled.step}, 0)]
     ends = [float(losses[i].mean()) for i in (0, -1)]
     clock.lap("train")
     memory = {"base": size(base), "planned": peak_bytes(compiled.step), "peak": _peak()}

@@ -21,7 +21,7 @@ from lora_jax.bench import inputs, record
 from lora_jax.bench.peft import MODES
 from lora_jax.config import RunConfig
 from lora_jax.errors import UserError
-from lora_jax.train.host import HUGE_PAGES
+from lora_jax.host import HUGE_PAGES
 
 DESCRIPTION = "the rank sweep, packed in one program, against HF PEFT run by run"
 PROBED = 30  # steps
@@ -70,7 +70,7 @@ def settings(ranks: Sequence[int], steps: int, lr: float, batch: int, overrides:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
-    from lora_jax.commands import CONF, plain
+    from lora_jax.commands.composition import CONF, plain
     from lora_jax.config import parse
 
     shared = [f"steps={steps}", f"lr={lr}", f"batch={batch}", *overrides]

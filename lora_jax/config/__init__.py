@@ -13,7 +13,6 @@ from lora_jax.config.methods import (
 )
 from lora_jax.config.parse import parse
 from lora_jax.config.run import (
-    RENAMED,
     DecodeConfig,
     ModelConfig,
     OptimConfig,
@@ -25,7 +24,6 @@ from lora_jax.config.run import (
 __all__ = [
     "METHOD_SETTINGS",
     "QUANTISED",
-    "RENAMED",
     "BaseStorage",
     "DecodeConfig",
     "FullSettings",

@@ -8,6 +8,7 @@ import pydantic
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lora_jax.config.methods import METHOD_SETTINGS, QUANTISED, BaseStorage
+from lora_jax.config.renamed import RENAMED
 from lora_jax.config.settings import Fraction, Settings, data
 
 
@@ -20,9 +21,6 @@ def _multiple_of_rank(value: float | str) -> float | str:
         raise ValueError("must be above 0")
     return value
 
-
-# Settings of earlier versions, and what they are called today.
-RENAMED = {"base": "base_storage"}
 
 Alpha = Annotated[float | str, AfterValidator(_multiple_of_rank)]
 

@@ -1,4 +1,4 @@
-"""Where a pack was: deltas, optimizer states and progress, never the base.
+"""Checkpoints of a pack: deltas, optimizer states and progress, never the base.
 
 A pack is saved as a whole, because a run continues to the same bits only in the company it had.
 """
@@ -23,21 +23,21 @@ class PackCheckpoints:
         self._fingerprint = base_fingerprint
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
-        """Saves a pytree of arrays and what else is known after `step` updates; returns before it is on disk.
+        """Saves a pytree of arrays and `progress`, any JSON, after `step` updates; returns before it is on disk.
 
-        What there is of this step already stays.
+        A checkpoint of this step that is there already stays as it is.
         """
         if step == self._manager.latest_step():
             return
         # A copy, since the step donates these buffers while orbax still writes.
-        owned = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(arrays))
+        copied = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(arrays))
         note = {"base": self._fingerprint, **progress}
         self._manager.save(
-            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(owned), note=ocp.args.JsonSave(note))
+            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(copied), note=ocp.args.JsonSave(note))
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest complete checkpoint as (arrays shaped as `like`, progress); None where there is none.
+        """Returns the newest complete checkpoint as (arrays shaped as `like`, progress), or None where there is none.
 
         Raises ValueError when it belongs to another base.
         """
@@ -54,32 +54,37 @@ class PackCheckpoints:
         return restored.arrays, restored.note
 
     def split(self, like: Any, parts: Sequence[tuple[Path, Sequence[int], Any]]) -> int | None:
-        """Makes packs of some of its runs out of the newest checkpoint: the step, or None where there is none.
+        """Makes checkpoints of smaller packs out of the newest one. Returns its step, or None where there is none.
 
-        A part is (its own checkpoints' folder, the places of its runs, what its arrays are shaped like). It may lack
-        sites, and be padded to lower ranks, than the whole: what it leaves out there is zero for its runs.
+        Args:
+          like: what the arrays of the whole pack are shaped like.
+          parts: of each smaller pack the folder of its checkpoints, its runs by their place in the whole, and what its
+            arrays are shaped like. It may lack paths of the whole, and be padded to smaller sizes: what it leaves out
+            is neutral for its runs.
         """
         restored = self.restore(like)
         if restored is None:
             return None
         arrays, note = restored
-        held = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
-        for folder, members, own in parts:
+        whole = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+        for folder, runs, shapes in parts:
 
-            def of(path, leaf, members=members):
-                whole = np.asarray(held[jax.tree_util.keystr(path)])
-                return whole[list(members)][(slice(None), *(slice(size) for size in leaf.shape[1:]))]
+            def take(path: Any, leaf: Any, runs: Sequence[int] = runs) -> np.ndarray:
+                array = np.asarray(whole[jax.tree_util.keystr(path)])
+                return array[list(runs)][(slice(None), *(slice(size) for size in leaf.shape[1:]))]
 
             progress = {
-                name: [value[i] for i in members] if isinstance(value, list) else value
+                name: [value[i] for i in runs] if isinstance(value, list) else value
                 for name, value in note["progress"].items()
             }
             shutil.rmtree(folder, ignore_errors=True)  # of a split that was interrupted
             with contextlib.closing(PackCheckpoints(folder, base_fingerprint=self._fingerprint)) as part:
-                part.save(note["progress"]["step"], jax.tree_util.tree_map_with_path(of, own), {"progress": progress})
+                part.save(
+                    note["progress"]["step"], jax.tree_util.tree_map_with_path(take, shapes), {"progress": progress}
+                )
         return int(note["progress"]["step"])
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits until everything is on disk, and closes."""
         with contextlib.closing(self._manager):
             self._manager.wait_until_finished()

@@ -1,376 +1,148 @@
-"""Training one pack: compile, go on from a checkpoint if there is one, train, score, leave each run's files."""
+"""The training loop: batches through the compiled step, and callbacks after each."""
 
-import concurrent.futures
-import contextlib
 import dataclasses
-import functools
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool
 
-from lora_jax.data.batches import Batch, EvalBatches, TrainBatches, prefetch
-from lora_jax.methods import AdapterInit
-from lora_jax.metrics import better
-from lora_jax.metrics.language import bleu
-from lora_jax.stopping import JUDGED_FROM, behind
-from lora_jax.train import memory, record
+from lora_jax.data.batches import Batch, prefetch
+from lora_jax.track import Tracker
 from lora_jax.train.checkpoint import PackCheckpoints
-from lora_jax.train.evaluate import evaluate
-from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import of_length, packed_outputs, packed_step, stack, unstack_run
-from lora_jax.train.plan import Point
-from lora_jax.train.progress import Show
+from lora_jax.train.compile import CompiledPack
+from lora_jax.train.display import ProgressDisplay
+from lora_jax.train.pack import Pack
+from lora_jax.train.progress import Clock, Progress
 from lora_jax.train.setup import Setup
-from lora_jax.train.step import Params, Program, RunState, StepMetrics, program_of
-from lora_jax.train.writing import decoding_of, packed_texts, save_texts, write
-from lora_jax.weights.adapters import save_adapter
+from lora_jax.train.sharding import put_batch, put_runs
+from lora_jax.train.step import Params, StepMetrics
 
 
 @dataclasses.dataclass(eq=False)
-class Pack:
-    """Runs on the device, stacked; and on the host what does not change while they train."""
+class Training:
+    """A pack while it trains: what the loop and its callbacks share.
 
-    program: Program
-    points: Sequence[Point]
-    shapes: Sequence[
-        AdapterInit
-    ]  # of what each run starts from, at its true rank: the arrays themselves are in `state`
-    steps: np.ndarray  # [runs], how long each trains
-    batches: TrainBatches
-    state: RunState
-    constants: Any
-    hyper: Hyper
+    Attributes:
+      best: each run's parameters at its best validation, leaves ``[runs, ...]``.
+      trackers: of the runs that have no results yet, by their place in the pack.
+    """
 
+    index: int
+    setup: Setup
+    pack: Pack
+    compiled: CompiledPack
+    checkpoints: PackCheckpoints
+    display: ProgressDisplay
+    progress: Progress
+    best: Params
+    trackers: dict[int, Tracker]
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
-def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
-    """`points`, stacked, at step 0. Raises UserError for what the model cannot do (targets, ranks)."""
-    runs = [point.config for point in points]
-    first = runs[0]
-    program = program_of(first)
-    batches = setup.train_batches(first, tuple(run.seed for run in runs))
-    steps = [run.steps_of(batches.steps_per_epoch) for run in runs]
-    inits = [program.method.init(setup.base.model, run) for run in runs]
-    hypers = [hyper_of(run, n) for run, n in zip(runs, steps, strict=True)]
-    shapes = jax.eval_shape(lambda: inits)
-    # As one program: by itself, every small operation would be compiled.
-    stacked = jax.jit(functools.partial(stack, program))(inits, hypers)
-    return Pack(program, points, shapes, np.array(steps), batches, *stacked)
+    def unfinished(self) -> Bool[np.ndarray, " runs"]:
+        """Returns a mask of the runs that are still training."""
+        return self.progress.unfinished(self.pack.steps)
 
+    def write(self, run: int, figures: dict[str, float]) -> None:
+        """Logs figures of one run, at the step that the run itself has reached."""
+        if run in self.trackers:
+            step = min(self.progress.step, int(self.pack.steps[run]))  # the pack may go on without this run
+            self.trackers[run].log({"step": step, "tokens": self.progress.tokens[run], **figures})
 
-def compile_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
-    """The train step, compiled once for each padded length."""
-    return _compiled(_lower_steps(setup, pack))
+    def set_last_step(self, last: dict[int, int]) -> None:
+        """Makes runs end at the given steps: a step leaves a run alone that is as long as it was to be."""
+        if last:
+            for run, step in last.items():
+                self.pack.steps[run] = step
+            steps = put_runs(np.asarray(self.pack.steps, self.pack.hyper.steps.dtype))
+            self.pack.hyper = self.pack.hyper._replace(steps=steps)
 
-
-def _lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
-    step, example = packed_step(pack.program), pack.batches[0]
-    return {
-        length: step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, of_length(example, length, 2))
-        for length in pack.batches.lengths()
-    }
-
-
-def _lower_outputs(setup: Setup, pack: Pack, *splits: EvalBatches) -> dict[tuple[int, ...], Any]:
-    """By the shape of the tokens: rows, length."""
-    outputs_of = packed_outputs(pack.program)
-    examples = [of_length(Batch(*split[0][:3]), length, leading=1) for split in splits for length in split.lengths()]
-    return {
-        example.tokens.shape: outputs_of.lower(setup.base.model, pack.state.params, pack.constants, example)
-        for example in examples
-    }
-
-
-def _lower_texts(setup: Setup, pack: Pack) -> dict[str, Any]:
-    if setup.prompts is None:
-        return {}
-    run = pack.points[0].config
-    tokens, mask = next(setup.prompts.batches(run.eval_batch))
-    texts_of = packed_texts(pack.program, decoding_of(run, setup.base))
-    return {"texts": texts_of.lower(setup.base.model, pack.state.params, pack.constants, tokens, mask)}
-
-
-def _compiled(lowered: dict[Any, Any]) -> dict[Any, Any]:
-    # XLA compiles outside Python's lock, so one length need not wait for the next.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
-
-
-@dataclasses.dataclass
-class Progress:
-    """What a resumed pack must know, beside its arrays, to report the same figures; lists are by run."""
-
-    step: int
-    live: list[bool]  # as of the last log: what has diverged since is known to the device only
-    tokens: list[int]
-    train_loss: list[float | None]
-    best: list[dict[str, float] | None]
-    stopped: list[int | None]  # the step at which `stop` ended a run
-    seconds: float
-
-
-class Loop:
-    """One pack's way from its first step, or its last checkpoint, to its summaries."""
-
-    def __init__(self, setup: Setup, pack: Pack, *, index: int, home: Path, group: str, show: Show):
-        self.setup, self.pack, self.index, self.home, self.group, self.show = setup, pack, index, home, group, show
-        self.config = pack.points[0].config
-        self.runs = range(len(pack.points))
-        self.total = int(pack.steps.max())
-        self.valid = setup.eval_batches(self.config, "valid")
-        self.test = setup.eval_batches(self.config, "test")
-        every = self.config.eval_every
-        every = pack.batches.steps_per_epoch if every == "epoch" else every
-        self.evaluations = [{*range(every, steps, every), int(steps)} for steps in pack.steps]
-
-    def run(self) -> list[int]:
-        """Trains the pack; each run's results are in its folder. Returns the places of runs that should go on alone.
-
-        Those have a checkpoint, and no results yet. A run that diverges stops where it was and leaves the others as
-        they are. The base is not touched. Raises MemoryError before the first step, if there is no room for the
-        compiled programs; what the device runs out of later is XLA's own error. Either way nothing that a checkpoint
-        holds is lost.
-        """
-        self._compile()
-        with contextlib.ExitStack() as stack:
-            checkpoints = PackCheckpoints(
-                self.home / "checkpoints" / f"pack-{self.index}", base_fingerprint=self.setup.base.fingerprint
-            )
-            stack.callback(checkpoints.close)
-            resumed = self._restore(checkpoints)
-            self.trackers = {
-                i: stack.enter_context(record.open_tracker(self.setup, point, self.group, resumed))
-                for i, point in enumerate(self.pack.points)
-                if not record.is_done(point.folder)
-            }
-            self._train(checkpoints)
-            going = np.flatnonzero(self._going()).tolist()
-            if going:
-                self._checkpoint(checkpoints)
-            try:
-                self._finish([i for i in self.runs if i not in going])
-            except Exception as error:
-                if is_out_of_memory(error):  # training is over, and need not be done again
-                    self._checkpoint(checkpoints)
-                raise
-            return going
-
-    def _compile(self) -> None:
-        lengths = ", ".join(map(str, self.pack.batches.lengths()))
-        self.show.stage(f"compiling {len(self.runs)} x {self.pack.points[0].config.method.name} for {lengths} tokens")
-        started = time.monotonic()
-        steps = {("step", n): step for n, step in _lower_steps(self.setup, self.pack).items()}
-        outputs = {
-            ("outputs", shape): f for shape, f in _lower_outputs(self.setup, self.pack, self.valid, self.test).items()
-        }
-        self.compiled = _compiled(steps | outputs | _lower_texts(self.setup, self.pack))
-        self.compile_seconds = time.monotonic() - started
-        self.peak_bytes = max(record.peak_bytes(self.compiled[key]) for key in steps)
-        wanted = memory.size(self.pack.state.params) + max(map(memory.added_bytes, self.compiled.values()))
-        if len(self.runs) > 1 and wanted > (room := memory.budget()):
-            raise MemoryError(f"its programs take {wanted / 2**30:.2f} GiB more, and there are {room / 2**30:.2f}")
-
-    def _restore(self, checkpoints: PackCheckpoints) -> int | None:
-        """Puts the pack where its newest checkpoint was; the step, or None where there is none."""
-        none: list[Any] = [None] * len(self.runs)
-        self.progress = Progress(0, [True] * len(self.runs), [0] * len(self.runs), [*none], [*none], [*none], 0.0)
-        # Buffers of its own: the step donates the state's.
-        self.best = _copied(self.pack.state.params)
-        restored = checkpoints.restore({"state": self.pack.state, "best": self.best})
-        if restored is None:
-            return None
-        arrays, note = restored
-        self.pack.state, self.best = jax.tree.map(jnp.asarray, (arrays["state"], arrays["best"]))
-        self.progress = Progress(**note["progress"])
-        self._cut({i: step for i, step in enumerate(self.progress.stopped) if step is not None})
-        return self.progress.step
-
-    def _train(self, checkpoints: PackCheckpoints) -> None:
-        progress, config = self.progress, self.config
-        self.show.training(self.index, self.pack.points, self.pack.steps, progress.step)
-        began = time.monotonic() - progress.seconds
-        for batch in prefetch(self.pack.batches, progress.step, self.total):
-            moving = np.array(progress.live) & (self.pack.steps > progress.step)
-            # A copy from the device that nobody asked for would stall every step.
-            with jax.transfer_guard("disallow"):
-                step = self.compiled["step", batch.tokens.shape[-1]]
-                self.pack.state, metrics = step(
-                    self.setup.base.model, self.pack.state, self.pack.constants, self.pack.hyper, jax.device_put(batch)
-                )
-            progress.step += 1
-            for i, words in enumerate(batch.mask.sum((1, 2))):
-                progress.tokens[i] += int(words) * bool(moving[i])
-            ending = self.pack.steps == progress.step
-            if progress.step % config.log_every == 0 or progress.step == 1 or ending.any():
-                metrics = jax.device_get(metrics)  # waits for the step, so the clock is read after it
-                progress.seconds = time.monotonic() - began
-                self._log(metrics, moving)
-            if any(progress.step in own for own in self.evaluations):
-                jax.block_until_ready(self.pack.state)
-                progress.seconds = time.monotonic() - began
-                self._validate()
-                began = time.monotonic() - progress.seconds  # scoring is no training time
-            if not self._going().any() or self._worth_parting():
-                break
-            if progress.step % config.checkpoint_every == 0:
-                progress.seconds = time.monotonic() - began
-                self._checkpoint(checkpoints)
-
-    def _going(self) -> np.ndarray:
-        """Which runs still train."""
-        return np.array(self.progress.live) & (self.pack.steps > self.progress.step)
-
-    def _checkpoint(self, checkpoints: PackCheckpoints) -> None:
+    def save_checkpoint(self) -> None:
+        """Saves the pack as it is now."""
         arrays = {"state": self.pack.state, "best": self.best}
-        checkpoints.save(self.progress.step, arrays, {"progress": dataclasses.asdict(self.progress)})
+        self.checkpoints.save(self.progress.step, arrays, {"progress": self.progress.as_json()})
 
-    def _log(self, metrics: StepMetrics, moving: np.ndarray) -> None:
-        self.progress.live = np.asarray(metrics.live).tolist()
-        for i in np.flatnonzero(moving).tolist():
-            self.progress.train_loss[i] = float(metrics.loss[i])
-            self._write(i, record.train_figures(metrics, i, self.progress.tokens[i] / self.progress.seconds))
-        self.show.step(self.progress.step, np.asarray(metrics.loss), self.progress.tokens, self.progress.seconds)
+    def should_repack(self) -> bool:
+        """Returns whether runs that outlived stopped ones should go on in a program of their own.
 
-    def _validate(self) -> None:
-        """Scores every run that is due, and keeps the parameters of those that are better than they ever were."""
-        step, select = self.progress.step, self.setup.task.select
-        self.show.stage(f"step {step}: scoring {len(self.valid.encoded)} validation examples")
-        scores = self._score(self.pack.state.params, self.valid)
-        improved = np.zeros(len(self.runs), bool)
-        for i in self.runs:
-            if not self.progress.live[i] or step not in self.evaluations[i] or self.progress.stopped[i]:
-                continue
-            self._write(i, {f"valid/{name}": value for name, value in scores[i].items()})
-            self.show.valid(i, scores[i][select])
-            best = self.progress.best[i]
-            if best is None or better(select, scores[i][select], best[select]):
-                improved[i], self.progress.best[i] = True, {"step": step, **scores[i]}
-        self.best = _choose(jnp.asarray(improved), self.pack.state.params, self.best)
-        self._stop()
-
-    def _stop(self) -> None:
-        """Ends the runs that ask for it and have fallen behind, after a validation."""
-        step, select = self.progress.step, self.setup.task.select
-        lost = behind(select, [best[select] if best else None for best in self.progress.best])
-        ended = {}
-        for i in np.flatnonzero(self._going() & lost).tolist():
-            scored = sum(due <= step for due in self.evaluations[i])
-            if self.pack.points[i].config.stop == "median" and step in self.evaluations[i] and scored >= JUDGED_FROM:
-                ended[i] = self.progress.stopped[i] = step
-                self.show.say(
-                    f"pack {self.index}: {self.pack.points[i].name} is behind the median, ended at step {step}"
-                )
-        self._cut(ended)
-
-    def _cut(self, ended: dict[int, int]) -> None:
-        """Makes runs end at those steps: a step leaves a run alone that is as long as it was to be."""
-        if ended:
-            for i, step in ended.items():
-                self.pack.steps[i] = step
-            cut = jnp.asarray(self.pack.steps, self.pack.hyper.steps.dtype)
-            self.pack.hyper = self.pack.hyper._replace(steps=cut)
-
-    def _worth_parting(self) -> bool:
-        """Whether runs that outlived stopped ones should go on in a program of their own.
-
-        So they should when half of the pack has ended, and what the dead weight would cost is more than compiling took.
+        They should when half of the pack has ended, and what the dead weight would cost is more than compiling took.
         """
         progress = self.progress
-        ended = 1 - self._going().mean()
-        left = progress.seconds / progress.step * (self.total - progress.step)
-        return any(progress.stopped) and ended >= 0.5 and ended * left > self.compile_seconds
-
-    def _score(self, params: Params, split: EvalBatches) -> list[dict[str, float]]:
-        def outputs_of(base, params, constants, batch):
-            return self.compiled["outputs", batch.tokens.shape](base, params, constants, batch)
-
-        model, kind = self.setup.base.model, self.setup.task.kind
-        return evaluate(kind, outputs_of, model, params, self.pack.constants, split)
-
-    def _write_texts(self) -> list[dict[str, float]]:
-        """What each run's best model writes for the test prompts, in its folder; and how good it is."""
-        prompts = self.setup.prompts
-        if prompts is None:
-            return [{} for _ in self.runs]
-        self.show.stage(f"writing {len(self.runs)} x {len(prompts)} test texts")
-        decoding = decoding_of(self.config, self.setup.base)
-        texts = write(
-            self.compiled["texts"],
-            self.setup.base,
-            self.best,
-            self.pack.constants,
-            prompts,
-            decoding,
-            self.config.eval_batch,
-        )
-        for i in self.trackers:
-            save_texts(self.pack.points[i].folder / "texts.jsonl", prompts, texts[i])
-        return [{"bleu": bleu(own, prompts.references)} for own in texts]
-
-    def _finish(self, ended: Sequence[int]) -> None:
-        """The test scores at the best validation of each run that has `ended`, its adapter and its summary."""
-        self.show.stage(f"scoring {len(self.test.encoded)} test examples")
-        scores = self._score(self.best, self.test)
-        scores = [own | written for own, written in zip(scores, self._write_texts(), strict=True)]
-        updates, live, best, constants = jax.device_get(
-            (self.pack.state.step, self.pack.state.live, self.best, self.pack.constants)
-        )
-        progress = self.progress
-        for i in [i for i in ended if i in self.trackers]:
-            point = self.pack.points[i]
-            summary = record.identity(self.setup, point, self.pack.shapes[i]) | {
-                "status": "diverged" if not live[i] else "stopped" if progress.stopped[i] else "finished",
-                "error": None if live[i] else f"diverged at step {int(updates[i]) + 1}",
-                "steps": int(updates[i]),
-                "test": scores[i] if live[i] else None,
-                "valid_best": progress.best[i],
-                "train_loss": progress.train_loss[i],
-                "tokens": progress.tokens[i],
-                "seconds": progress.seconds,
-                "tokens_per_s": progress.tokens[i] / progress.seconds,
-                "compile_seconds": self.compile_seconds,
-                "peak_memory_bytes": self.peak_bytes,
-                "pack": {"index": self.index, "runs": len(self.runs)},
-            }
-            adapter = None
-            if live[i]:
-                self._write(i, {f"test/{name}": value for name, value in scores[i].items()})
-                adapter = point.folder / "adapter"
-                summary["adapter_bytes"] = self._save(i, adapter, best, constants)
-            self.trackers[i].finish(summary, adapter)
-
-    def _save(self, i: int, folder: Path, best: Params, constants: Any) -> int:
-        init = self.pack.shapes[i]
-        return save_adapter(
-            folder,
-            unstack_run(best, i, init.params),
-            unstack_run(constants, i, init.constants),
-            base_source=self.setup.base.source,
-            base_fingerprint=self.setup.base.fingerprint,
-            config=record.adapter_config(self.setup, self.pack.points[i]),
-        )
-
-    def _write(self, i: int, figures: dict[str, float]) -> None:
-        if i in self.trackers:
-            step = min(self.progress.step, int(self.pack.steps[i]))  # the pack may go on without this run
-            self.trackers[i].log({"step": step, "tokens": self.progress.tokens[i], **figures})
+        ended = 1 - self.unfinished().mean()
+        left = progress.seconds / progress.step * (int(self.pack.steps.max()) - progress.step)
+        return any(progress.stopped) and ended >= 0.5 and ended * left > self.compiled.seconds
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether `error` says that the device, or a plan for it, has too little memory for a pack."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+class Callback(Protocol):
+    """Something that is done after a step."""
+
+    def after_step(self, training: Training, metrics: StepMetrics, active: Bool[np.ndarray, " runs"]) -> None:
+        """Is called after every step, in the order of the list.
+
+        Args:
+          training: the pack; ``training.progress.step`` updates are done.
+          metrics: the step's, on the device, leaves ``[runs]``: reading them waits for the step.
+          active: which runs this step updated.
+        """
+
+
+def restore(training: Training) -> bool:
+    """Puts the pack where its newest checkpoint was. Returns whether there was one."""
+    pack = training.pack
+    restored = training.checkpoints.restore({"state": pack.state, "best": training.best})
+    if restored is None:
+        return False
+    arrays, note = restored
+    pack.state, training.best = put_runs((arrays["state"], arrays["best"]))
+    training.progress = Progress(**note["progress"])
+    training.set_last_step({run: step for run, step in enumerate(training.progress.stopped) if step is not None})
+    return True
+
+
+def train(training: Training, callbacks: Sequence[Callback]) -> None:
+    """Trains the pack until every run has ended, or the rest should go on in a program of its own.
+
+    A run that diverges stops where it was and leaves the others as they are. The base is not touched.
+    """
+    pack, progress = training.pack, training.progress
+    training.display.training(training.index, pack.points, pack.steps, progress.step)
+    training.clock = Clock(progress.seconds)
+    for batch, metrics in train_steps(training.setup.base.model, pack, training.compiled.steps, progress.step):
+        active = training.unfinished()
+        progress.step += 1
+        for run, tokens in enumerate(batch.mask.sum((1, 2))):
+            progress.tokens[run] += int(tokens) * bool(active[run])
+        for callback in callbacks:
+            callback.after_step(training, metrics, active)
+        if not training.unfinished().any() or training.should_repack():
+            break
+
+
+def train_steps(
+    base: nnx.Module, pack: Pack, steps: Mapping[int, Any], start: int
+) -> Iterator[tuple[Batch, StepMetrics]]:
+    """Yields each batch and its metrics from step `start` on, once the step is on its way; `pack.state` is new then.
+
+    `steps` has the compiled train step for each padded length.
+    """
+    for batch in prefetch(pack.batches, start, int(pack.steps.max())):
+        # A copy from the device that nobody asked for would stall every step.
+        with jax.transfer_guard("disallow"):
+            step = steps[batch.tokens.shape[-1]]
+            pack.state, metrics = step(base, pack.state, pack.constants, pack.hyper, put_batch(batch))
+        yield batch, metrics
 
 
 @jax.jit
-def _copied(tree: Any) -> Any:
+def copied(tree: Any) -> Any:
+    """Copies arrays into buffers of their own: the step donates the state's."""
     return jax.tree.map(jnp.copy, tree)
 
 
 @jax.jit
-def _choose(improved: jax.Array, new: Any, old: Any) -> Any:
-    """For each run the new parameters where it has improved, else the old."""
+def choose_runs(improved: Bool[Array, " runs"], new: Any, old: Any) -> Any:
+    """Returns for each run the new parameters where it has improved, else the old."""
     return jax.tree.map(lambda new, old: jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old)

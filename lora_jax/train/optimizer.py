@@ -33,7 +33,7 @@ class Hyper(NamedTuple):
 def hyper_of(run: RunConfig, steps: int) -> Hyper:
     """`run`'s hyperparameters; `steps` is how long it trains."""
     optim = run.optim
-    real, whole = jnp.zeros(()).dtype, jnp.int32
+    real, whole = jnp.zeros(()).dtype, np.dtype(np.int32)
     return Hyper(
         lr=jnp.asarray(run.lr, real),
         b1=jnp.asarray(optim.b1, real),

@@ -1,21 +1,54 @@
-"""Stacking runs: many deltas over one frozen base, in one program.
+"""Packs: many runs over one frozen base, stacked and trained in one program.
 
-Everything that belongs to a run (delta, optimizer state, hyperparameters, constants) has a leading axis of runs; the
-base does not. Ranks are zero-padded to the pack's largest, and a site that a run does not adapt is a pair of zeros.
+Everything that belongs to a run (parameters, optimizer state, hyperparameters, constants) has a leading axis of runs;
+the base does not. Sizes are padded to the pack's largest, and what a run does not adapt is neutral there.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
 
-from lora_jax.data.batches import Batch
+from lora_jax.config.point import Point
+from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.errors import UserError
 from lora_jax.methods import AdapterInit
-from lora_jax.train.optimizer import ELEMENTWISE, Hyper
-from lora_jax.train.step import Params, Program, RunState, outputs_of, start_state, train_step
+from lora_jax.train.optimizer import ELEMENTWISE, Hyper, hyper_of
+from lora_jax.train.setup import Setup
+from lora_jax.train.step import Params, Program, RunState, outputs_of, program_of, start_state, train_step
+
+
+@dataclasses.dataclass(eq=False)
+class Pack:
+    """Runs on the device, stacked; and on the host what does not change while they train."""
+
+    program: Program
+    points: Sequence[Point]
+    inits: Sequence[AdapterInit]  # the shapes of what each run starts from, at true sizes: the arrays are in `state`
+    steps: Int[np.ndarray, " runs"]  # how long each run trains
+    batches: TrainBatches
+    state: RunState
+    constants: Any
+    hyper: Hyper
+
+
+def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
+    """Stacks `points` at step 0. Raises UserError for what the model does not have (targets, ranks)."""
+    runs = [point.config for point in points]
+    program = program_of(runs[0])
+    batches = setup.train_batches(runs[0], tuple(run.seed for run in runs))
+    steps = [run.steps_of(batches.steps_per_epoch) for run in runs]
+    inits = [program.method.init(setup.base.model, run) for run in runs]
+    hypers = [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]
+    shapes = jax.eval_shape(lambda: inits)
+    # As one program: by itself, every small operation would be compiled.
+    stacked = jax.jit(functools.partial(stack, program))(inits, hypers)
+    return Pack(program, points, shapes, np.array(steps), batches, *stacked)
 
 
 def stack(program: Program, inits: Sequence[AdapterInit], hypers: Sequence[Hyper]) -> tuple[RunState, Any, Hyper]:

@@ -1,101 +1,56 @@
-"""What a person sees while a sweep works: a live table on a terminal, plain lines anywhere else."""
+"""What a resumed pack must know beside its arrays to report the same figures."""
 
-import math
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import numpy as np
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from lora_jax.train.plan import Point
-
-# Without a terminal, no more than a line in this many seconds.
-QUIET = 10.0
+from jaxtyping import Bool, Int
 
 
-class Show:
-    """Progress of the sweep, of the pack, and of each run. Use it as a context manager."""
+@dataclasses.dataclass
+class Progress:
+    """How far a pack has come; lists are by run."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console()
-        self._stage, self._since, self._said = "starting", time.monotonic(), 0.0
-        self._names: list[str] = []
-        self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._render)
+    step: int
+    live: list[bool]  # as of the last log: what has diverged since is known to the device only
+    tokens: list[int]
+    train_loss: list[float | None]
+    best: list[dict[str, float] | None]  # the best validation so far: its figures, and its step under "step"
+    stopped: list[int | None]  # the step at which `stop` ended a run
+    seconds: float  # of training, without compiling and scoring
 
-    def __enter__(self) -> "Show":
-        if self.console.is_terminal:
-            self._live.start()
-        return self
+    @classmethod
+    def start(cls, runs: int) -> Self:
+        """Returns the progress of a pack that has not trained yet."""
+        return cls(0, [True] * runs, [0] * runs, [None] * runs, [None] * runs, [None] * runs, 0.0)
 
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
+    def unfinished(self, steps: Int[np.ndarray, " runs"]) -> Bool[np.ndarray, " runs"]:
+        """Returns a mask of the runs that are still training; `steps` is how long each trains."""
+        return np.array(self.live) & (steps > self.step)
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        # A file's lines are not broken at a width that nobody chose.
-        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
-
-    def stage(self, text: str) -> None:
-        """What is being done now: loading, compiling, scoring."""
-        if text == self._stage:
-            return
-        self._stage, self._since = text, time.monotonic()
-        if not self.console.is_terminal:
-            self.say(text)
-
-    def training(self, index: int, points: Sequence[Point], steps: np.ndarray, step: int) -> None:
-        """A pack begins, or goes on, at `step`; `steps` is how long each run trains."""
-        self._names = [point.name for point in points]
-        self._pack, self._steps, self._step, self._first = index, steps, step, step
-        self._loss: list[float] = [float("nan")] * len(points)
-        self._valid: list[float | None] = [None] * len(points)
-        self._tokens = [0] * len(points)
-        self._start, self._said = time.monotonic(), 0.0
-        self.stage(f"pack {index}: training {len(points)} run{'s' * (len(points) > 1)} from step {step}")
-
-    def step(self, step: int, loss: np.ndarray, tokens: Sequence[int], seconds: float) -> None:
-        """After `step` updates; `tokens` are each run's so far, `seconds` those that it took."""
-        self._stage, self._step, self._loss = "training", step, [float(x) for x in loss]
-        self._rate = sum(tokens) / seconds
-        if not self.console.is_terminal and (time.monotonic() - self._said > QUIET or step >= self._steps.max()):
-            self._said = time.monotonic()
-            self.say(f"pack {self._pack}: {self._headline()}  loss: {self._losses()}")
-
-    def valid(self, i: int, metric: float) -> None:
-        """A run's newest validation score."""
-        self._valid[i] = metric
-        if not self.console.is_terminal:
-            self.say(f"pack {self._pack}: {self._names[i]} validation {metric:.4f}")
-
-    def _losses(self) -> str:
-        """Each run's loss; of many runs the least and the greatest, a NaN being greater than all."""
-        each = sorted(zip(self._loss, self._names, strict=True), key=lambda item: (math.isnan(item[0]), item[0]))
-        if len(each) > 6:
-            return f"{each[0][0]:.3f} ({each[0][1]}) to {each[-1][0]:.3f} ({each[-1][1]})"
-        return "  ".join(f"{name} {x:.3f}" for name, x in zip(self._names, self._loss, strict=True))
-
-    def _headline(self) -> str:
-        total, done = int(self._steps.max()), self._step - self._first
-        left = (time.monotonic() - self._start) / max(done, 1) * (total - self._step)
-        return f"step {self._step}/{total}  {self._rate:,.0f} tokens/s  {_clock(left)} left"
-
-    def _render(self) -> Group:
-        lines = [Text(f"{self._stage}  ({_clock(time.monotonic() - self._since)})", style="dim")]
-        if not self._names or self._step == self._first:
-            return Group(*lines)
-        table = Table(title=f"pack {self._pack}: {self._headline()}", title_justify="left", box=None, padding=(0, 2))
-        for column, side in (("run", "left"), ("step", "right"), ("loss", "right"), ("validation", "right")):
-            table.add_column(column, justify=side)  # type: ignore[arg-type]
-        for name, steps, loss, valid in zip(self._names, self._steps, self._loss, self._valid, strict=True):
-            score = "" if valid is None else f"{valid:.4f}"
-            table.add_row(name, f"{min(self._step, steps)}/{steps}", f"{loss:.4f}", score)
-        return Group(table, *lines)
+    def as_json(self) -> dict[str, Any]:
+        """Returns what `Progress` can be made from again."""
+        return dataclasses.asdict(self)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+class Clock:
+    """Measures training time in seconds, pauses left out."""
+
+    def __init__(self, seconds: float = 0.0):
+        self._start_time = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start_time
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time that the body takes out of the count."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._start_time += time.monotonic() - began

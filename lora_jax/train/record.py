@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
+from lora_jax.config.point import Point
 from lora_jax.delta import count
 from lora_jax.methods import AdapterInit
 from lora_jax.track import Tracker, read_json
-from lora_jax.train.plan import Point
 from lora_jax.train.setup import Setup
 from lora_jax.train.step import StepMetrics
 

@@ -1,7 +1,6 @@
 """What the runs of a sweep have in common on the host: a base, a task, its texts as tokens."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from lora_jax.config import RunConfig
@@ -12,6 +11,7 @@ from lora_jax.data.tasks import Task, load_task
 from lora_jax.data.tokens import Encoded, tokenize, tokenize_pairs
 from lora_jax.errors import UserError
 from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.sharding import put_parameter
 from lora_jax.weights.load import Base, load_base
 
 
@@ -32,29 +32,38 @@ class Setup:
         return EvalBatches(encoded, batch=min(run.eval_batch, len(encoded)), buckets=run.task.buckets)
 
 
-def setup_of(run: RunConfig) -> Setup:
-    """The setup that `run` needs; loaded once, however many runs ask for it.
-
-    Raises UserError as load_base and load_task do.
-    """
+def setup_key(run: RunConfig) -> tuple[object, ...]:
+    """Returns what a setup depends on: the same for runs that can share one."""
     model, task = run.model, run.task
-    # The task first: a missing data folder should not wait for a download.
     data = (task.name, task.data_dir, max(task.buckets), task.eval_examples)
-    return _setup(*data, model.source, model.family, model.pool, run.dtype, run.base_storage)
+    return (*data, model.source, model.family, model.pool, run.dtype, run.base_storage)
 
 
-@functools.lru_cache(maxsize=2)
-def _setup(name, data_dir, max_length, most, source, family, pool, dtype, stored) -> Setup:
-    task = load_task(name, data_dir)
+def load_setup(run: RunConfig) -> Setup:
+    """Loads the base and the task that `run` needs. Raises UserError as load_base and load_task do."""
+    model, max_length, most = run.model, max(run.task.buckets), run.task.eval_examples
+    # The task first: a missing data folder should not wait for a download.
+    task = load_task(run.task.name, run.task.data_dir)
     head = OBJECTIVES[task.kind].head
     labels = len(task.labels) or None
-    base = load_base(source, family, labels=labels, pool=pool, dtype=dtype, base_storage=stored, head=head)
+    base = load_base(
+        model.source,
+        model.family,
+        labels=labels,
+        pool=model.pool,
+        dtype=run.dtype,
+        base_storage=run.base_storage,
+        head=head,
+        put=put_parameter,
+    )
     splits = {name: split if name == "train" else _scored(split, most) for name, split in task.splits.items()}
     if head == "classifier":
         encoded = {name: tokenize(split, base.tokenizer, max_length) for name, split in splits.items()}
         return Setup(base, task, encoded, None)
     if not base.special.eos:
-        raise UserError(f"{source} names no token that ends a text, and task={name} has to know when one is over")
+        raise UserError(
+            f"{model.source} names no token that ends a text, and task={task.name} has to know when one is over"
+        )
     end = base.special.eos[0]
     encoded = {name: tokenize_pairs(split, base.tokenizer, end, max_length) for name, split in splits.items()}
     return Setup(base, task, encoded, prompts_of(task.splits["test"], base.tokenizer, end, most))

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,15 @@ from lora_jax.weights.tensors import Tensor, tensors_of
 # What stands there is no checkpoint's: it starts anew (methods/start.py).
 NEW = "head/"
 ALIGNMENT = 64  # bytes
+
+
+# Puts a parameter, at a path, where it is to live.
+Put = Callable[[str, np.ndarray], jax.Array]
+
+
+def put_on_default_device(path: str, array: np.ndarray) -> jax.Array:
+    """Puts a parameter where JAX puts arrays by default."""
+    return jnp.asarray(array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +69,7 @@ def load_base(
     dtype: DTypeLike = jnp.float32,
     base_storage: Literal["auto", "f32", "bf16", "int8", "nf4"] = "auto",
     head: Literal["classifier", "token_classifier", "embedding", "causal", "masked"] = "classifier",
+    put: Put = put_on_default_device,
 ) -> Base:
     """The model at `source` (see weights/sources.py), with a head on it.
 
@@ -73,7 +83,8 @@ def load_base(
 
     A head with labels is zero: no checkpoint's own is read. The tokenizer pads nothing and truncates nothing.
     `base_storage` says how the parameters are stored: ``auto`` as `dtype`, ``f32`` or ``bf16`` as that; ``int8`` and
-    ``nf4`` the blocks' kernels as models/quantised.py has it, and the rest as `dtype`.
+    ``nf4`` the blocks' kernels as models/quantised.py has it, and the rest as `dtype`. `put` puts a parameter where it
+    is to live.
 
     Raises UserError for a family that is not in `lora_jax.models.FAMILIES` or cannot carry that head, a folder that
     holds another family, or a checkpoint that does not fit its config.
@@ -97,6 +108,7 @@ def load_base(
         renamed=row.renamed,
         transpose=row.transpose,
         groups=row.groups(config),
+        put=put,
     )
     reader: Any = read_preprocessing(folder) if row.images else _tokenizer(folder, config.vocab_size)
     loaded = {path: leaf for path, leaf in parameters(model).items() if not path.startswith(NEW)}
@@ -134,6 +146,7 @@ def fill(
     renamed: Mapping[str, str] | None = None,
     transpose: bool = True,
     groups: int = 1,
+    put: Put = put_on_default_device,
 ) -> nnx.Module:
     """`abstract` (from ``jax.eval_shape``) with the tensors in `folder` for its parameters, as `dtype`.
 
@@ -168,7 +181,7 @@ def fill(
         array = _zeros(shape, jnp.dtype(dtype))
         for index, name, part, parts in pieces:
             _copy(held[name], array[index], part, parts, groups, path in turned)
-        filled.append(jax.device_put(array))
+        filled.append(put(path, array))
     return jax.tree_util.tree_unflatten(structure, filled)
 
 

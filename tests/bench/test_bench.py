@@ -9,10 +9,10 @@ import pytest
 from lora_jax.bench import inputs, record
 from lora_jax.bench.clock import Clock
 from lora_jax.bench.sweep_vs_peft import peft_job, settings
+from lora_jax.config.point import Point
 from lora_jax.data.batches import Batch
 from lora_jax.train.loop import make_pack
 from lora_jax.train.pack import packed_outputs, packed_step
-from lora_jax.train.plan import Point
 from lora_jax.train.setup import setup_of
 
 

@@ -4,29 +4,41 @@ import pytest
 from command_line.test_sweep import same_results
 from helpers.command_line import SWEPT, CommandLine, read, records
 
-# Raises, as XLA does, when a method of the pack of two is called for the nth time.
+# Raises, as XLA does, when the nth step of a pack of two is logged, or its test is scored.
 FULL = """
-from lora_jax.train import loop
-original, calls = loop.Loop.{name}, 0
-def full(self, *arguments):
+import importlib
+module = importlib.import_module("{module}")
+owner = getattr(module, "{owner}") if "{owner}" else module
+original, calls = owner.{name}, 0
+def full(*arguments):
     global calls
+    training = next(argument for argument in arguments if hasattr(argument, "pack"))
     calls += 1
-    if len(self.runs) == 2 and calls == {nth}:
+    if len(training.pack.points) == 2 and calls == {nth}:
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
-    return original(self, *arguments)
-loop.Loop.{name} = full
+    return original(*arguments)
+owner.{name} = full
 """
 # What a plan did not foresee, such as programs that write texts.
 NO_ROOM = """
-from types import SimpleNamespace
-from lora_jax.train import loop
-loop.memory = SimpleNamespace(**{**vars(loop.memory), "budget": lambda: 2**10})
+from lora_jax.train import compile
+compile.budget = lambda: 2**10
 """
+
+
+def full_at_step(nth: int) -> str:
+    return FULL.format(module="lora_jax.train.callbacks", owner="LogMetrics", name="after_step", nth=nth)
+
+
 MOMENTS = {  # the code, the step that its halves begin from, and what the log says
     "compiled": (NO_ROOM, 0, "its programs take"),
-    "the first step": (FULL.format(name="_log", nth=1), 0, "RESOURCE_EXHAUSTED"),
-    "a step after a checkpoint": (FULL.format(name="_log", nth=4), 2, "RESOURCE_EXHAUSTED"),
-    "the test is scored": (FULL.format(name="_score", nth=3), 6, "RESOURCE_EXHAUSTED"),
+    "the first step": (full_at_step(1), 0, "RESOURCE_EXHAUSTED"),
+    "a step after a checkpoint": (full_at_step(4), 2, "RESOURCE_EXHAUSTED"),
+    "the test is scored": (
+        FULL.format(module="lora_jax.sweep.finish", owner="", name="test_scores", nth=1),
+        6,
+        "RESOURCE_EXHAUSTED",
+    ),
 }
 
 
@@ -54,7 +66,7 @@ def test_a_pack_is_halved_and_goes_on(command: CommandLine, swept, tmp_path, mom
 
 
 def test_a_single_run_without_room_fails(command: CommandLine, tmp_path):
-    code = FULL.format(name="_log", nth=1).replace("== 2", "== 1")
+    code = full_at_step(1).replace("== 2", "== 1")
     done = command.after(code, "sweep", "rank=4", "baseline=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 1
     (summary,) = (tmp_path / "sweep").glob("*/summary.json")

@@ -14,13 +14,13 @@ CLOCK = {"train/tokens_per_s", "seconds", "tokens_per_s", "compile_seconds"}
 # Just before these calls of these functions.
 MOMENTS = {
     "the first step is logged": ("lora_jax.track", "Tracker.log", 1),
-    "a checkpoint is being written": ("lora_jax.train.loop", "record.train_figures", 5),
+    "a checkpoint is being written": ("lora_jax.train.callbacks", "record.train_figures", 5),
     "one run has its adapter and no summary": ("lora_jax.track", "Tracker.finish", 1),
-    "one run of the pack has ended": ("lora_jax.train.loop", "save_adapter", 2),
-    "the next pack begins": ("lora_jax.train.sweep", "make_pack", 2),
-    "the baseline is training": ("lora_jax.train.loop", "record.train_figures", 17),
+    "one run of the pack has ended": ("lora_jax.sweep.finish", "save_adapter", 2),
+    "the next pack begins": ("lora_jax.sweep.train_pack", "make_pack", 2),
+    "the baseline is training": ("lora_jax.train.callbacks", "record.train_figures", 17),
 }
-LATE = ("lora_jax.train.loop", "record.train_figures", 9)  # with checkpoints of steps 2 and 4
+LATE = ("lora_jax.train.callbacks", "record.train_figures", 9)  # with checkpoints of steps 2 and 4
 
 
 def without_clock(tree):
@@ -133,7 +133,9 @@ def test_one_run_goes_on(command: CommandLine, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     done = command("train", *command.small, *how, f"hydra.run.dir={whole}")
     assert done.returncode == 0, done.stderr
-    killed = command.killed(("lora_jax.train.loop", "record.train_figures", 4), "train", *how, f"hydra.run.dir={run}")
+    killed = command.killed(
+        ("lora_jax.train.callbacks", "record.train_figures", 4), "train", *how, f"hydra.run.dir={run}"
+    )
     assert killed.returncode == -signal.SIGKILL
     done = command("train", f"resume={run}")
     assert done.returncode == 0, done.stderr
@@ -145,7 +147,7 @@ def test_one_run_goes_on(command: CommandLine, tmp_path):
 def test_hydras_own_launcher_goes_on(command: CommandLine, tmp_path):
     sweep = tmp_path / "sweep"
     how = ["rank=2", "log_every=1", "checkpoint_every=2", "hydra/launcher=basic", f"hydra.sweep.dir={sweep}"]
-    killed = command.killed(("lora_jax.train.loop", "record.train_figures", 8), "sweep", *how)  # in the baseline
+    killed = command.killed(("lora_jax.train.callbacks", "record.train_figures", 8), "sweep", *how)  # in the baseline
     assert killed.returncode == -signal.SIGKILL
     before = files(sweep / "rank=2/adapter")
     done = command("sweep", f"resume={sweep}")

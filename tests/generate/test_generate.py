@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lora_jax.adapters import LowRank
 from lora_jax.delta import graft, merge
 from lora_jax.errors import UserError
 from lora_jax.generate import Decoding, generate, generate_text, left_padded, sample
@@ -57,12 +58,13 @@ def deltas():
     """Three adapters, stacked: LoRA pairs of rank 2 on q and down."""
     rng = np.random.default_rng(5)
     paths = {"attn/q": (16, 16), "mlp/down": (24, 16)}
-    shape = {"a": lambda d_in, d_out: (3, 2, d_in, 2), "b": lambda d_in, d_out: (3, 2, 2, d_out)}
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     return {
-        f"backbone/layers/{path}/lora": {
-            name: jnp.asarray(rng.normal(size=of(*sizes)), jnp.float32) for name, of in shape.items()
-        }
-        for path, sizes in paths.items()
+        f"backbone/layers/{path}/adapter": LowRank(draw(3, 2, d_in, 2), draw(3, 2, 2, d_out))
+        for path, (d_in, d_out) in paths.items()
     }
 
 

@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 from helpers.families import inputs_of, model_of
 
-from lora_jax.delta import count, graft, merge, ranks, resize
+from lora_jax.delta import count, graft, merge
 from lora_jax.errors import UserError
-from lora_jax.methods import METHODS
-from lora_jax.train.record import trainable_count
+from lora_jax.methods.lora import Lora
 from lora_jax.weights.adapters import load_adapter, save_adapter
 
-WORD, POSITION = "backbone/embed/word/lora", "backbone/embed/position/lora"
+WORD, POSITION = "backbone/embed/word/adapter", "backbone/embed/position/adapter"
 
 
 def drawn(base, run):
     """A run's start with every zero filled too, and what is grafted of it."""
-    start = METHODS["lora"].start(base, run)
+    start = Lora().init(base, run)
     rng = np.random.default_rng(run.seed)
     params = jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), start.params)
-    return params, METHODS["lora"].materialise(params, start.constants)
+    return params, Lora().materialise(params, start.constants)
 
 
 @pytest.mark.parametrize("targets", ["embed", "all+embed", "re:embed/position"])
@@ -30,7 +29,8 @@ def test_merged_is_grafted_and_resized_is_the_same(base, configure, targets):
     forward = jax.jit(lambda model: model(tokens, mask))
     grafted = forward(graft(base, delta))
     np.testing.assert_allclose(forward(merge(base, delta)), grafted, atol=1e-5)
-    np.testing.assert_allclose(forward(graft(base, resize(delta, dict.fromkeys(ranks(delta), 7)))), grafted, atol=1e-5)
+    wide = {path: value if value.size is None else value.resize(7) for path, value in delta.items()}
+    np.testing.assert_allclose(forward(graft(base, wide)), grafted, atol=1e-5)
     assert (
         float(jnp.abs(grafted - forward(graft(base, {p: v for p, v in delta.items() if "embed" not in p}))).max())
         > 0.01
@@ -52,15 +52,15 @@ def test_a_tied_table_is_adapted_where_it_is_looked_up_and_cannot_be_merged(conf
 
 
 def test_what_trains_is_counted_and_dropout_is_no_embeddings(base, configure):
-    start = METHODS["lora"].start(base, configure(rank=4, targets="embed", method__dropout=0.5))
+    start = Lora().init(base, configure(rank=4, targets="embed", method__dropout=0.5))
     head = count({path: value for path, value in start.params.items() if path.startswith("head/")})
-    assert trainable_count(start) == 4 * (101 + 32) + head
+    assert start.trainable == 4 * (101 + 32) + head
     tokens, mask = inputs_of("bert")
     _, delta = drawn(base, configure(rank=4, targets="embed", method__dropout=0.5))
     same = [graft(base, delta)(tokens, mask, rate=0.0, key=jax.random.key(seed)) for seed in (0, 1)]
     np.testing.assert_array_equal(*same)
     with pytest.raises(UserError, match="rank=3: backbone/embed/type is 2 x 32, so its rank is at most 2"):
-        METHODS["lora"].check(base, configure(rank=3, targets="re:embed/type"))
+        Lora().validate(base, configure(rank=3, targets="re:embed/type"))
 
 
 def test_packed_runs_train_as_they_do_alone(base, configure, pack_of):
@@ -70,22 +70,22 @@ def test_packed_runs_train_as_they_do_alone(base, configure, pack_of):
         configure(rank=5, targets="all+re:embed/(word|position)", seed=2, **wide),
     ]
     packed = pack_of(base, runs).train(base, 5)
-    assert packed.state.params[WORD]["a"].shape == (2, 101, 5)
+    assert packed.state.params[WORD].a.shape == (2, 101, 5)
     for i, run in enumerate(runs):
         alone = pack_of(base, [run]).train(base, 5)
         np.testing.assert_allclose(packed.metrics.loss[:, i], alone.metrics.loss[:, 0], rtol=1e-5)
-    a, b = (np.asarray(packed.state.params[WORD][part][0]) for part in "ab")
+    a, b = (np.asarray(getattr(packed.state.params[WORD], part)[0]) for part in "ab")
     assert a[:, :3].any() and not a[:, 3:].any() and b[:3].any() and not b[3:].any()
     for part in "ab":  # what a run does not adapt
-        assert not np.asarray(packed.state.params[POSITION][part][0]).any()
+        assert not np.asarray(getattr(packed.state.params[POSITION], part)[0]).any()
 
 
 def test_an_adapter_holds_it(base, configure, tmp_path):
     run = configure(rank=4, targets="embed+q")
     params, _ = drawn(base, run)
-    scale = METHODS["lora"].start(base, run).constants["scale"]
-    save_adapter(tmp_path / "adapter", params, scale, base_source="x", base_fingerprint="y", config={})
+    constants = Lora().init(base, run).constants
+    save_adapter(tmp_path / "adapter", params, constants, base_source="x", base_fingerprint="y", config={})
     read = load_adapter(tmp_path / "adapter", base_fingerprint="y")
-    assert read.delta.keys() == params.keys() and float(read.scale[WORD]) == 4.0
-    for one, other in zip(jax.tree.leaves(read.delta), jax.tree.leaves(params), strict=True):
+    assert read.params.keys() == params.keys() and float(read.constants[WORD].scale) == 4.0
+    for one, other in zip(jax.tree.leaves(read.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -11,10 +11,11 @@ from helpers.command_line import CommandLine, read, runs
 from scipy.stats import norm
 from train.test_pack import QUICK, RUNS, compare
 
+from lora_jax.adapters import LowRank
 from lora_jax.delta import count, graft, merge, parameters
 from lora_jax.errors import UserError
 from lora_jax.generate import Decoding, generate, left_padded
-from lora_jax.methods import METHODS
+from lora_jax.methods.lora import Lora
 from lora_jax.models import layers, llama
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.quantised import KINDS, NF4, is_quantised, quantisable, quantise
@@ -207,10 +208,10 @@ def test_a_compiled_step_holds_few_wide_kernels_at_a_time():
 
     def temporary(kind):
         narrow = load.random(model, 0, kind=kind)
-        pair = {"a": jnp.ones((16, 128, 2)), "b": jnp.ones((16, 2, 128))}
+        pair = LowRank(jnp.ones((16, 128, 2)), jnp.ones((16, 2, 128)))
 
         def loss(pair, base):
-            logits = graft(base, {"backbone/layers/attn/q/lora": pair})(tokens, tokens == 0)
+            logits = graft(base, {"backbone/layers/attn/q/adapter": pair})(tokens, tokens == 0)
             return (logits**2).sum()
 
         compiled = jax.jit(jax.grad(loss)).lower(pair, narrow).compile()
@@ -225,15 +226,15 @@ def test_a_compiled_step_holds_few_wide_kernels_at_a_time():
 @pytest.mark.parametrize("kind", KINDS)
 def test_merging_gives_a_model_of_full_width(base, kind, configure):
     narrow = quantised(base, kind)
-    start = METHODS["lora"].start(narrow, configure(rank=4, targets="qv"))
-    delta = METHODS["lora"].materialise(jax.tree.map(lambda leaf: leaf + 0.02, start.params), start.constants)
+    start = Lora().init(narrow, configure(rank=4, targets="qv"))
+    delta = Lora().materialise(jax.tree.map(lambda leaf: leaf + 0.02, start.params), start.constants)
     words = jnp.arange(24).reshape(2, 12)
     merged = merge(narrow, delta)
     assert not any(map(is_quantised, parameters(merged).values()))
     assert parameters(merged)["backbone/layers/mlp/up/kernel"].dtype == jnp.float32
     expected = graft(narrow, delta)(words, words >= 0)
     np.testing.assert_allclose(merged(words, words >= 0), expected, atol=1e-5)
-    back = merge(merged, {path: value for path, value in delta.items() if isinstance(value, dict)}, sign=-1)
+    back = merge(merged, {path: value for path, value in delta.items() if isinstance(value, LowRank)}, sign=-1)
     for path, leaf in parameters(dense(narrow)).items():
         if not path.startswith("head/"):
             np.testing.assert_allclose(parameters(back)[path], leaf, atol=1e-6, err_msg=path)

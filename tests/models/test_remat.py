@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.families import equations, inputs_of, model_of, seen
 
+from lora_jax.adapters import LowRank
 from lora_jax.delta import graft
 from lora_jax.errors import UserError
 from lora_jax.models import llama
@@ -26,10 +27,10 @@ def pairs(model, runs: int) -> dict:
         return jnp.asarray(rng.normal(size=shape, scale=0.2), jnp.float32)
 
     return {
-        f"{path}/lora": {
-            "a": draw(runs, *placed.rank.shape, placed.site.d_in, 2),
-            "b": draw(runs, *placed.rank.shape, 2, placed.site.d_out),
-        }
+        f"{path}/adapter": LowRank(
+            draw(runs, *placed.rank.shape, placed.site.d_in, 2),
+            draw(runs, *placed.rank.shape, 2, placed.site.d_out),
+        )
         for path, placed in place(model, "all", 2, float).items()
     }
 

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lora_jax.methods.start import head
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from lora_jax.adapters import LowRank
 from lora_jax.delta import graft, merge, parameters
 from lora_jax.errors import UserError
-from lora_jax.methods.start import head
 from lora_jax.models import deberta, roberta
 from lora_jax.targets import sites
 from lora_jax.weights.load import load_base
@@ -212,7 +213,7 @@ def pairs(model, seed: int) -> dict:
         if path == getattr(model, "tied", None):
             continue
         lead = () if site.layers is None else (site.layers,)
-        found[f"{path}/lora"] = {"a": draw(*lead, site.d_in, 2), "b": draw(*lead, 2, site.d_out)}
+        found[f"{path}/adapter"] = LowRank(draw(*lead, site.d_in, 2), draw(*lead, 2, site.d_out))
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 from lora_jax.data.batches import TrainBatches
 from lora_jax.data.tasks import load_task
 from lora_jax.data.tokens import tokenize
-from lora_jax.delta import merge, parameters, product_of
+from lora_jax.delta import merge, parameters
 from lora_jax.models.bert import NAMES
 from lora_jax.train.optimizer import hyper_of, learning_rate
 from lora_jax.weights.load import load_base
@@ -67,14 +67,14 @@ def reference(start):
     model = peft.get_peft_model(model, config)
     with torch.no_grad():
         for site, name in SITES.items():
-            pair = start[f"backbone/layers/{site}/lora"]
+            pair = start[f"backbone/layers/{site}/adapter"]
             for layer in range(6):
                 module = model.get_submodule(f"base_model.model.bert.{name.format(layer)}")
-                module.lora_A["default"].weight.copy_(torch.tensor(np.asarray(pair["a"][layer]).T))
-                module.lora_B["default"].weight.copy_(torch.tensor(np.asarray(pair["b"][layer]).T))
+                module.lora_A["default"].weight.copy_(torch.tensor(np.asarray(pair.a[layer]).T))
+                module.lora_B["default"].weight.copy_(torch.tensor(np.asarray(pair.b[layer]).T))
         head = model.get_submodule("base_model.model.classifier.modules_to_save.default")
-        head.weight.copy_(torch.tensor(np.asarray(start["head/kernel"]).T))
-        head.bias.copy_(torch.tensor(np.asarray(start["head/bias"])))
+        head.weight.copy_(torch.tensor(np.asarray(start["head/kernel"].value).T))
+        head.bias.copy_(torch.tensor(np.asarray(start["head/bias"].value)))
     return model.train()
 
 
@@ -104,22 +104,22 @@ def train_reference(model, run, batches):
 
 def test_training_follows_pefts(pack, run):
     base, pack = pack
-    model = reference(pack.starts[0].params)
+    model = reference(pack.inits[0].params)
     losses, norms, rates, trainable = train_reference(model, run, pack.batches)
     pack.train(base, STEPS)
 
-    assert trainable == sum(leaf.size for leaf in jax.tree.leaves(pack.starts[0].params))
+    assert trainable == sum(leaf.size for leaf in jax.tree.leaves(pack.inits[0].params))
     ours = pack.metrics
     loss = np.abs(ours.loss[:, 0] - losses).max()
     delta, materialised = 0.0, pack.materialised(0)
     for site, name in SITES.items():
-        product = np.asarray(product_of(materialised[f"backbone/layers/{site}/lora"]))
+        product = np.asarray(materialised[f"backbone/layers/{site}/adapter"].product())
         for layer in range(6):
             module = model.get_submodule(f"base_model.model.bert.{name.format(layer)}")
             theirs = module.get_delta_weight("default").detach().numpy().T
             delta = max(delta, np.linalg.norm(product[layer] - theirs) / np.linalg.norm(theirs))
     head = model.get_submodule("base_model.model.classifier.modules_to_save.default").weight.detach().numpy().T
-    ours_head = np.asarray(pack.params(0)["head/kernel"])
+    ours_head = np.asarray(pack.params(0)["head/kernel"].value)
     print(f"\n{STEPS} steps beside PEFT: loss differs by {loss:.1e}, ΔW by {delta:.1e} (relative)")
     np.testing.assert_allclose(ours.lr[:, 0], rates, rtol=1e-6)
     np.testing.assert_allclose(ours.grad_norm[:, 0], norms, rtol=1e-3)

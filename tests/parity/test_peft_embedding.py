@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from lora_jax.delta import graft
-from lora_jax.methods import METHODS
+from lora_jax.methods.lora import Lora
 from lora_jax.weights.load import load_base
 
 torch = pytest.importorskip("torch")
@@ -22,7 +22,7 @@ SHAPE = {"vocab_size": 61, "hidden_size": 36, "intermediate_size": 40, "num_hidd
     "head_dim": 12,
     "pad_token_id": None,
 }
-EMBED, QUERY = "backbone/embed/lora", "backbone/layers/attn/q/lora"
+EMBED, QUERY = "backbone/embed/adapter", "backbone/layers/attn/q/adapter"
 
 
 @pytest.mark.parametrize("kind, tied", [("llama", True), ("llama", False), ("gemma", True)])
@@ -40,11 +40,11 @@ def test_an_adapted_embedding_is_pefts(kind, tied, tmp_path, configure):
     table = theirs.get_submodule("base_model.model.model.embed_tokens")
     a, b = (getattr(table, f"lora_embedding_{name}")["default"] for name in "AB")
     run = configure(rank=RANK, alpha=ALPHA, targets="embed+q")
-    start = METHODS["lora"].start(base, run)
+    start = Lora().init(base, run)
     pair = start.params[EMBED]
     # Both start A at zero and B at N(0, 1).
-    assert not a.any() and not pair["a"].any()
-    assert 0.7 < float(b.std()) < 1.3 and 0.7 < float(pair["b"].std()) < 1.3
+    assert not a.any() and not pair.a.any()
+    assert 0.7 < float(b.std()) < 1.3 and 0.7 < float(pair.b.std()) < 1.3
     assert set(start.params) == {EMBED, QUERY}
     assert sum(leaf.size for leaf in jax.tree.leaves(start.params)) == sum(
         value.numel() for value in theirs.parameters() if value.requires_grad
@@ -53,25 +53,25 @@ def test_an_adapted_embedding_is_pefts(kind, tied, tmp_path, configure):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), jnp.float32), start.params)
     with torch.no_grad():
-        a.copy_(torch.tensor(np.asarray(params[EMBED]["a"]).T))
-        b.copy_(torch.tensor(np.asarray(params[EMBED]["b"]).T))
+        a.copy_(torch.tensor(np.asarray(params[EMBED].a).T))
+        b.copy_(torch.tensor(np.asarray(params[EMBED].b).T))
         for layer in range(LAYERS):
             query = theirs.get_submodule(f"base_model.model.model.layers.{layer}.self_attn.q_proj")
-            query.lora_A["default"].weight.copy_(torch.tensor(np.asarray(params[QUERY]["a"][layer]).T))
-            query.lora_B["default"].weight.copy_(torch.tensor(np.asarray(params[QUERY]["b"][layer]).T))
+            query.lora_A["default"].weight.copy_(torch.tensor(np.asarray(params[QUERY].a[layer]).T))
+            query.lora_B["default"].weight.copy_(torch.tensor(np.asarray(params[QUERY].b[layer]).T))
 
     tokens = rng.integers(0, 61, (2, 9)).astype(np.int32)
     expected = theirs(torch.tensor(tokens).long()).logits
     expected.square().mean().backward()
 
     def loss(params):
-        logits = graft(base, METHODS["lora"].materialise(params, start.constants))(tokens, np.ones_like(tokens, bool))
+        logits = graft(base, Lora().materialise(params, start.constants))(tokens, np.ones_like(tokens, bool))
         return jnp.square(logits).mean(), logits
 
     grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
     expected = expected.detach().numpy()
     assert np.abs(np.asarray(logits) - expected).max() < 1e-4 * np.abs(expected).max()
     assert np.abs(expected - np.asarray(base(tokens, np.ones_like(tokens, bool)))).max() > 0.1 * np.abs(expected).max()
-    for ours, value in ((grads[EMBED]["a"], a), (grads[EMBED]["b"], b)):
+    for ours, value in ((grads[EMBED].a, a), (grads[EMBED].b, b)):
         reference = value.grad.numpy().T
         np.testing.assert_allclose(ours, reference, atol=1e-3 * np.abs(reference).max())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.tiny_models import TINY, WORDS, heads, tiny
 
+from lora_jax.adapters import LowRank
 from lora_jax.delta import graft, merge
 from lora_jax.targets import place
 from lora_jax.weights.save import save_pretrained
@@ -85,10 +86,10 @@ def test_a_merged_lora(name, head, auto, tmp_path):
     """transformers computes what the base with the delta grafted on does here."""
     base, rng = tiny(name, head), np.random.default_rng(0)
     delta = {
-        f"{path}/lora": {
-            "a": jnp.asarray(0.3 * rng.normal(size=(2, placement.site.d_in, 3)), jnp.float32),
-            "b": jnp.asarray(0.3 * rng.normal(size=(2, 3, placement.site.d_out)), jnp.float32),
-        }
+        f"{path}/adapter": LowRank(
+            jnp.asarray(0.3 * rng.normal(size=(2, placement.site.d_in, 3)), jnp.float32),
+            jnp.asarray(0.3 * rng.normal(size=(2, 3, placement.site.d_out)), jnp.float32),
+        )
         for path, placement in place(base.model, "all", 3, float).items()
     }
     assert len(delta) > 4

@@ -92,7 +92,7 @@ def test_logits_and_gradients_of_images(image, tmp_path):
 @pytest.mark.parametrize("image", ["vit, odd heads"], indirect=True)
 def test_deltas_on_images(image):
     _, model = image
-    assert "backbone/embed/patch/lora" in pairs(model, 0)
+    assert "backbone/embed/patch/adapter" in pairs(model, 0)
     assert_adapts(model, pictures(model))
 
 

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from lora_jax.commands import compose_run
+from lora_jax.commands.composition import compose_run
 from lora_jax.config import RunConfig
-from lora_jax.train.baseline import Overrides, baselines, identity
+from lora_jax.sweep.baseline import Overrides, baselines, identity
 
 
 def settings(overrides: Overrides) -> RunConfig:

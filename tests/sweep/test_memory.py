@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lora_jax.config.point import Point
 from lora_jax.data.batches import TrainBatches
 from lora_jax.data.tokens import Encoded
 from lora_jax.models import bert, llama
@@ -19,7 +20,6 @@ from lora_jax.models.causal import CausalLM
 from lora_jax.models.heads import Classifier
 from lora_jax.train import memory
 from lora_jax.train.pack import packed_step
-from lora_jax.train.plan import Point
 from lora_jax.weights import load
 
 LENGTH = 32
@@ -100,7 +100,7 @@ def test_more_tokens_and_larger_batches_take_more(base, configure, pack_of):
     pack = pack_of(base, [configure(batch=8)])
     hyper = jax.tree.map(lambda leaf: leaf[0], pack.hyper)
     sizes = [
-        memory.run_bytes(pack.program, base, pack.starts[0], hyper, *shape) for shape in ((8, 16), (16, 16), (16, 32))
+        memory.run_bytes(pack.program, base, pack.inits[0], hyper, *shape) for shape in ((8, 16), (16, 16), (16, 32))
     ]
     assert sizes[0] < sizes[1] < sizes[2]
     assert sizes[2] > 1.7 * sizes[1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.train.plan import Point, plan
+from lora_jax.config.point import Point, plan
 
 
 class Costs:

@@ -9,14 +9,14 @@ import pytest
 from lora_jax.train.optimizer import decayed, hyper_of, learning_rate, optimizer
 
 PARAMS = {
-    "backbone/layers/attn/q/lora": {"a": (2, 5, 3), "b": (2, 3, 5)},
+    "backbone/layers/attn/q/adapter": {"a": (2, 5, 3), "b": (2, 3, 5)},
     "backbone/layers/mlp/up/bias": (2, 5),
     "backbone/layers/attn_norm/scale": (2, 5),
     "head/kernel": (5, 4),
     "head/bias": (4,),
 }
 DECAYED = {
-    "backbone/layers/attn/q/lora": {"a": True, "b": True},
+    "backbone/layers/attn/q/adapter": {"a": True, "b": True},
     "backbone/layers/mlp/up/bias": False,
     "backbone/layers/attn_norm/scale": False,
     "head/kernel": True,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.delta import product_of
+from lora_jax.adapters import LowRank
 from lora_jax.errors import UserError
 from lora_jax.train.pack import packed_step
 
@@ -43,13 +43,13 @@ def differences(together, run, alone):
 
     ours, own = together.materialised(run), alone.materialised(0)
     assert ours.keys() == own.keys()
-    sites = [path for path, value in own.items() if isinstance(value, dict)]
-    assert all(np.abs(product_of(own[path])).max() > 0.01 for path in sites)
-    assert all(ours[path]["a"].shape == own[path]["a"].shape for path in sites)
+    sites = [path for path, value in own.items() if isinstance(value, LowRank)]
+    assert all(np.abs(own[path].product()).max() > 0.01 for path in sites)
+    assert all(ours[path].a.shape == own[path].a.shape for path in sites)
     return {
         "loss": float(np.abs(together.metrics.loss[:, run] / alone.metrics.loss[:, 0] - 1).max()),
-        "delta": max(relative(product_of(ours[path]), product_of(own[path])) for path in sites),
-        "head": max(relative(ours[path], own[path]) for path in ("head/kernel", "head/bias")),
+        "delta": max(relative(ours[path].product(), own[path].product()) for path in sites),
+        "head": max(relative(ours[path].value, own[path].value) for path in ("head/kernel", "head/bias")),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from lora_jax.adapters import LowRank
 from lora_jax.delta import parameters
 from lora_jax.train.pack import packed_step
 from lora_jax.train.step import train_step
@@ -47,17 +48,17 @@ def test_padding_stays_exactly_zero(base, pack_of, configure, optim):
     pack = pack_of(base, [configure(optim=optim, **settings) for settings in (WIDE, *narrow)])
     pack.train(base, 20, step_of(pack.program) if optim == "adamw" else quick_step(pack, base))
     assert pack.metrics.live.all()
-    moments = [leaf for leaf in jax.tree.leaves(pack.state.opt_state, is_leaf=lambda x: isinstance(x, dict))]
+    moments = jax.tree.leaves(pack.state.opt_state, is_leaf=lambda x: isinstance(x, dict))
     moments = [leaf for leaf in moments if isinstance(leaf, dict)]
     assert len(moments) == {"adamw": 2, "sgd": 1, "lion": 1}[optim]
 
     def pair(tree, path, i):
-        return (np.asarray(tree[path][part][i]) for part in "ab")
+        return (np.asarray(getattr(tree[path], part)[i]) for part in "ab")
 
     for i, rank in ((1, 3), (2, 5)):
-        own = pack.starts[i].params
+        own = pack.inits[i].params
         for path, value in pack.state.params.items():
-            if not isinstance(value, dict):
+            if not isinstance(value, LowRank):
                 continue
             for tree in (pack.state.params, *moments):
                 a, b = pair(tree, path, i)
@@ -66,11 +67,11 @@ def test_padding_stays_exactly_zero(base, pack_of, configure, optim):
                     continue
                 assert a.shape[-1] == b.shape[-2] == 8
                 assert not a[..., rank:].any() and not b[:, rank:].any()
-                adapted = range(1) if path.endswith("attn/q/lora") else range(3)
+                adapted = range(1) if path.endswith("attn/q/adapter") else range(3)
                 for layer in range(3):
                     assert a[layer, :, :rank].all() == (layer in adapted)
                     assert b[layer, :rank].all() == (layer in adapted)
-    a, b = pair(pack.state.params, "backbone/layers/attn/o/lora", 0)
+    a, b = pair(pack.state.params, "backbone/layers/attn/o/adapter", 0)
     assert a.all() and b.all()  # the widest run uses all there is, so zeros elsewhere say something
 
 
@@ -128,7 +129,7 @@ def test_lora_computes_no_gradient_of_the_base_and_full_fine_tuning_does(base, p
 def test_the_optimizer_holds_nothing_for_the_base(base, pack_of, configure, optim):
     pack = pack_of(base, [configure(optim=optim, rank=2, targets="q", batch=8)])
     held = [leaf.shape[1:] for leaf in jax.tree.leaves(pack.state.opt_state) if leaf.ndim > 1 and leaf.size > 1]
-    trained = [leaf.shape for leaf in jax.tree.leaves(pack.starts[0].params)]
+    trained = [leaf.shape for leaf in jax.tree.leaves(pack.inits[0].params)]
     if optim == "adafactor":  # rows and columns of what is trained, or the whole of it
         numbers = sum(int(np.prod(shape)) for shape in held)
         assert numbers < sum(int(np.prod(shape)) for shape in trained)

@@ -1,5 +1,6 @@
 """lora_jax.weights.adapters: finished adapters on disk."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,24 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from lora_jax.adapters import LowRank, Replacement, Scaling
 from lora_jax.errors import UserError
+from lora_jax.methods.lora import Lora
 from lora_jax.weights.adapters import load_adapter, save_adapter
 
 
-def a_delta(seed=0):
+def an_adapter(seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    delta = {
-        "backbone/layers/attn/q/lora": {"a": draw(3, 8, 2), "b": draw(3, 2, 8)},
-        "backbone/layers/mlp/up/lora": {"a": draw(3, 8, 4).astype(jnp.bfloat16), "b": draw(3, 4, 12)},
-        "head/kernel": draw(8, 4),
-        "head/bias": draw(4),
+    params = {
+        "backbone/layers/attn/q/adapter": LowRank(draw(3, 8, 2), draw(3, 2, 8)),
+        "backbone/layers/mlp/up/adapter": LowRank(draw(3, 8, 4).astype(jnp.bfloat16), draw(3, 4, 12)),
+        "head/kernel": Replacement(draw(8, 4)),
+        "head/bias": Replacement(draw(4)),
     }
-    return delta, {path: draw(3) for path in delta if path.endswith("/lora")}
+    q, up = (path for path in params if path.endswith("/adapter"))
+    return params, {q: Scaling(draw(3)), up: Scaling(draw(3), draw(3))}
 
 
 BASE = {"base_source": "pypi://tiny-model==1.0", "base_fingerprint": "ab" * 32}
@@ -33,20 +38,20 @@ SETTINGS = {"method": "lora", "rank": 4, "alpha": 16.0, "targets": ["q", "up"], 
 
 
 def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
-    delta, scale = a_delta()
+    params, constants = an_adapter()
     folder = tmp_path / "run" / "adapter"
-    size = save_adapter(folder, delta, scale, config=SETTINGS, **BASE)
+    size = save_adapter(folder, params, constants, config=SETTINGS, **BASE)
     assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "delta.safetensors"]
     assert size == sum(path.stat().st_size for path in folder.iterdir())
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
     with (folder / "delta.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    assert header["backbone/layers/attn/q/lora/a"]["shape"] == [3, 8, 2]
+    assert header["params/backbone/layers/attn/q/adapter/a"]["shape"] == [3, 8, 2]
 
     adapter = load_adapter(folder, base_fingerprint=BASE["base_fingerprint"])
     assert adapter.config == SETTINGS
     assert (adapter.base_source, adapter.base_fingerprint) == (BASE["base_source"], BASE["base_fingerprint"])
-    for got, expected in ((adapter.delta, delta), (adapter.scale, scale)):
+    for got, expected in ((adapter.params, params), (adapter.constants, constants)):
         assert jax.tree.structure(got) == jax.tree.structure(expected)
         for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             assert left.dtype == right.dtype
@@ -55,7 +60,7 @@ def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):
-    save_adapter(tmp_path / "adapter", *a_delta(), config=SETTINGS, **BASE)
+    save_adapter(tmp_path / "adapter", *an_adapter(), config=SETTINGS, **BASE)
     with pytest.raises(
         UserError, match=r"on pypi://tiny-model==1\.0 \(abababababab\), not on hf://x/y \(cdcdcdcdcdcd\)"
     ):
@@ -64,7 +69,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
 
 def test_a_corrupt_adapter_is_refused(tmp_path):
     folder = tmp_path / "adapter"
-    save_adapter(folder, *a_delta(), config=SETTINGS, **BASE)
+    save_adapter(folder, *an_adapter(), config=SETTINGS, **BASE)
     file, description = folder / "delta.safetensors", folder / "adapter.json"
     tensors, text = file.read_bytes(), description.read_text()
 
@@ -76,8 +81,8 @@ def test_a_corrupt_adapter_is_refused(tmp_path):
     changes = [
         (text[:-40], r"adapter\.json is corrupt"),
         ("[]", r"adapter\.json is corrupt"),
-        (text.replace('"format": 1', '"format": 7'), "format is 7"),
-        (text.replace("mlp/up/lora", "mlp/down/lora"), r"do not fit.*mlp/down/lora/a"),
+        (text.replace('"format": 2', '"format": 7'), "format is 7"),
+        (text.replace("mlp/up/adapter", "mlp/down/adapter"), r"do not fit.*mlp/down/adapter/a"),
     ]
     for changed, message in changes:
         description.write_text(changed)
@@ -91,10 +96,12 @@ def test_a_corrupt_adapter_is_refused(tmp_path):
 def test_a_killed_save_leaves_a_whole_adapter_or_none(tmp_path):
     folder = tmp_path / "adapter"
     code = (
-        "import sys, numpy as np; from lora_jax.weights.adapters import save_adapter\n"
-        "delta = {'head/kernel': np.zeros((1000, 1000), np.float32)}\n"
+        "import sys, numpy as np\n"
+        "from lora_jax.adapters import Replacement\n"
+        "from lora_jax.weights.adapters import save_adapter\n"
+        "params = {'head/kernel': Replacement(np.zeros((1000, 1000), np.float32))}\n"
         "while True:\n"
-        "    save_adapter(sys.argv[1], delta, {}, base_source='x', base_fingerprint='y', config={})\n"
+        "    save_adapter(sys.argv[1], params, {}, base_source='x', base_fingerprint='y', config={})\n"
         "    print(flush=True)"
     )
     saver = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
@@ -103,21 +110,44 @@ def test_a_killed_save_leaves_a_whole_adapter_or_none(tmp_path):
     saver.kill()
     saver.communicate()
     if folder.exists():
-        assert load_adapter(folder, base_fingerprint="y").delta["head/kernel"].shape == (1000, 1000)
+        assert load_adapter(folder, base_fingerprint="y").params["head/kernel"].value.shape == (1000, 1000)
 
 
 def test_an_adapter_replaces_an_adapter_and_nothing_else(tmp_path):
     folder = tmp_path / "adapter"
-    save_adapter(folder, *a_delta(0), config={"seed": 0}, **BASE)
+    save_adapter(folder, *an_adapter(0), config={"seed": 0}, **BASE)
     with pytest.raises(TypeError):  # not JSON: fails before anything is written
-        save_adapter(folder, *a_delta(1), config={"seed": object()}, **BASE)
+        save_adapter(folder, *an_adapter(1), config={"seed": object()}, **BASE)
     assert load_adapter(folder, base_fingerprint=None).config == {"seed": 0}
-    save_adapter(folder, *a_delta(1), config={"seed": 1}, **BASE)
+    save_adapter(folder, *an_adapter(1), config={"seed": 1}, **BASE)
     assert load_adapter(folder, base_fingerprint=None).config == {"seed": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(UserError, match="is not an adapter's folder"):
-        save_adapter(tmp_path / "thesis", *a_delta(), config={}, **BASE)
+        save_adapter(tmp_path / "thesis", *an_adapter(), config={}, **BASE)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_format_1_is_still_read(tmp_path):
+    """As lora_jax wrote it until November 2026: plain arrays, pairs under /lora, scales in adapter.json."""
+    pair = {"a": np.ones((3, 8, 2), np.float32), "b": np.full((3, 2, 8), 2, np.float32)}
+    kernel, path = np.ones((8, 4), np.float32), "backbone/layers/attn/q/lora"
+    tensors = save({f"{path}/a": pair["a"], f"{path}/b": pair["b"], "head/kernel": kernel})
+    (tmp_path / "delta.safetensors").write_bytes(tensors)
+    description = {
+        "format": 1,
+        "base": {"source": "x", "fingerprint": "y"},
+        "delta": {path: ["a", "b"], "head/kernel": None},
+        "sha256": hashlib.sha256(tensors).hexdigest(),
+        "scale": {path: [4.0, 0.0, 4.0]},
+        "config": {"method": "lora", "base": "auto"},
+    }
+    (tmp_path / "adapter.json").write_text(json.dumps(description))
+    adapter = load_adapter(tmp_path, base_fingerprint="y")
+    delta = Lora().materialise(adapter.params, adapter.constants)
+    assert delta.keys() == {"backbone/layers/attn/q/adapter", "head/kernel"}
+    product = delta["backbone/layers/attn/q/adapter"].product()
+    np.testing.assert_array_equal(product[:, 0, 0], [16, 0, 16])
+    np.testing.assert_array_equal(delta["head/kernel"].value, kernel)

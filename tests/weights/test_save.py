@@ -10,6 +10,7 @@ from helpers.tiny_models import TINY, heads, tiny
 from safetensors.numpy import load_file
 from weights.test_gguf import write as write_gguf
 
+from lora_jax.adapters import LowRank, Replacement
 from lora_jax.delta import graft, merge, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES
@@ -127,13 +128,13 @@ def test_what_transformers_cannot_compute_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"pool='mean': a bert of transformers classifies by 'first'.*model\.backbone"):
         save_pretrained(tmp_path / "model", mean)
     biased = tiny("llama", "classifier")
-    model = graft(biased.model, {"head/bias": jnp.ones(5)})
+    model = graft(biased.model, {"head/bias": Replacement(jnp.ones(5))})
     with pytest.raises(UserError, match=r"the head has a bias, and that of a llama of transformers has none"):
         save_pretrained(tmp_path / "model", biased, model)
     base = tiny("llama", "causal")
-    pair = {"a": jnp.ones((2, 36, 3)), "b": jnp.ones((2, 3, 48))}
-    delta = {"backbone/layers/attn/q/lora": pair}
-    with pytest.raises(UserError, match=r"a delta in it, at backbone/layers/attn/q/lora"):
+    pair = LowRank(jnp.ones((2, 36, 3)), jnp.ones((2, 3, 48)))
+    delta = {"backbone/layers/attn/q/adapter": pair}
+    with pytest.raises(UserError, match=r"a delta in it, at backbone/layers/attn/q/adapter"):
         save_pretrained(tmp_path / "model", base, graft(base.model, delta))
     save_pretrained(tmp_path / "model", base, merge(base.model, delta))
     kernel = load_file(tmp_path / "model" / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]

@@ -1,0 +1,80 @@
+"""Within Hydra: from composed settings to a run, and to its training."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_jax.commands.refusals import exit_on_user_error
+from lora_jax.config import RunConfig, parse
+from lora_jax.config.point import Point
+from lora_jax.errors import UserError
+
+_PACKAGE = Path(__file__).parents[1]
+# Beside the package in a checkout, within it once it is installed.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
+
+def point_name(override_dirname: str, method: str) -> str:
+    """The name of a point's folder: Hydra's, on one level, and never empty."""
+    return override_dirname.replace("/", "_") or f"method={method}"
+
+
+# conf/run.yaml names the folders of a sweep by it.
+OmegaConf.register_new_resolver("point_name", point_name, replace=True)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Returns the composed settings as plain data, without Hydra's own."""
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        values = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def compose_run(*overrides: str) -> RunConfig:
+    """Returns the settings that the same overrides would give on the command line: ``compose_run("rank=4", "targets=qv")``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return parse(plain(compose("run", list(overrides))))
+
+
+def note_point(config: DictConfig) -> Point:
+    """Returns the point that Hydra has composed."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    sweeping = hydra.mode == RunMode.MULTIRUN
+    name = folder.relative_to(Path(hydra.sweep.dir).absolute()).as_posix() if sweeping else folder.name
+    overrides = tuple(item for item in hydra.overrides.task if not item.startswith("resume="))
+    return Point(name, folder, parse(plain(config)), overrides)
+
+
+def train(config: DictConfig) -> float:
+    """Trains the one run that Hydra has composed. Returns its best validation metric, or nan."""
+    with exit_on_user_error():
+        from lora_jax.sweep.run import run_points
+
+        point = note_point(config)
+        hydra = HydraConfig.get()
+        group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else point.name
+        (summary,) = run_points([point], home=point.folder, group=group)
+        return (summary.get("valid_best") or {}).get(summary["metric"], float("nan"))
+
+
+def setting_names(config_name: str) -> list[str]:
+    """Returns the keys that the composed settings of ``conf/<config_name>.yaml`` have, ``task.buckets``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return list(_flat(plain(compose(config_name))))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves

@@ -1,0 +1,70 @@
+"""The end of a run: its test scores at its best validation, its adapter, and its summary."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from lora_jax.evaluation.evaluator import Evaluator
+
+from lora_jax.metrics import score
+from lora_jax.train import record
+from lora_jax.train.loop import Training
+from lora_jax.train.pack import unstack_run
+from lora_jax.weights.adapters import save_adapter
+
+
+def finish(training: Training, evaluators: Sequence[Evaluator], metrics: Sequence[str], ended: Sequence[int]) -> None:
+    """Scores, saves and sums up each run that has `ended` and has no results yet."""
+    pack, progress = training.pack, training.progress
+    scores = test_scores(training, evaluators, metrics)
+    updates, live, best, constants = jax.device_get((pack.state.step, pack.state.live, training.best, pack.constants))
+    for run in [run for run in ended if run in training.trackers]:
+        point = pack.points[run]
+        summary = record.identity(training.setup, point, pack.inits[run]) | {
+            "status": "diverged" if not live[run] else "stopped" if progress.stopped[run] else "finished",
+            "error": None if live[run] else f"diverged at step {int(updates[run]) + 1}",
+            "steps": int(updates[run]),
+            "test": scores[run] if live[run] else None,
+            "valid_best": progress.best[run],
+            "train_loss": progress.train_loss[run],
+            "tokens": progress.tokens[run],
+            "seconds": progress.seconds,
+            "tokens_per_s": progress.tokens[run] / progress.seconds,
+            "compile_seconds": training.compiled.seconds,
+            "peak_memory_bytes": training.compiled.peak_bytes,
+            "pack": {"index": training.index, "runs": len(pack.points)},
+        }
+        adapter = None
+        if live[run]:
+            training.write(run, {f"test/{name}": value for name, value in scores[run].items()})
+            adapter = point.folder / "adapter"
+            summary["adapter_bytes"] = _save(training, run, adapter, best, constants)
+        training.trackers[run].finish(summary, adapter)
+
+
+def test_scores(training: Training, evaluators: Sequence[Evaluator], metrics: Sequence[str]) -> list[dict[str, float]]:
+    """Returns each run's figures on the test split at its best validation, and saves what evaluators keep of it."""
+    training.display.stage(f"scoring {len(training.setup.encoded['test'])} test examples")
+    scores: list[dict[str, float]] = [{} for _ in training.pack.points]
+    for evaluator in evaluators:
+        if "test" not in evaluator.splits:
+            continue
+        compiled, constants = training.compiled.evaluation, training.pack.constants
+        for run, predictions in enumerate(evaluator.evaluate("test", compiled, training.best, constants)):
+            scores[run] |= score(predictions, metrics)
+            if run in training.trackers:
+                evaluator.save(training.pack.points[run].folder, predictions)
+    return scores
+
+
+def _save(training: Training, run: int, folder: Path, best: Any, constants: Any) -> int:
+    init, base = training.pack.inits[run], training.setup.base
+    return save_adapter(
+        folder,
+        unstack_run(best, run, init.params),
+        unstack_run(constants, run, init.constants),
+        base_source=base.source,
+        base_fingerprint=base.fingerprint,
+        config=record.adapter_config(training.setup, training.pack.points[run]),
+    )

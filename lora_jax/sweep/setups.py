@@ -1,0 +1,32 @@
+"""The bases and tasks of a sweep: each is loaded once, while there is room for it."""
+
+from lora_jax.config import RunConfig
+from lora_jax.train.memory import budget, size
+from lora_jax.train.setup import Setup, load_setup, setup_key
+
+SHARE = 0.25  # of what is free when the sweep begins: the most that bases may take which are not in use
+
+
+class Setups:
+    """A cache of setups, bounded by the bytes of their bases.
+
+    The setup that was asked for last always stays, however large. Those asked for longest ago go first.
+    """
+
+    def __init__(self, capacity: int | None = None):
+        self._capacity = round(SHARE * budget()) if capacity is None else capacity
+        self._setups: dict[tuple[object, ...], Setup] = {}  # the one asked for last stands last
+
+    def get(self, run: RunConfig) -> Setup:
+        """Returns the setup that `run` needs. Raises UserError as `load_setup` does."""
+        key = setup_key(run)
+        if key not in self._setups:
+            self._evict(self._capacity // 2)  # makes room before the new base takes it
+            self._setups[key] = load_setup(run)
+        self._setups[key] = self._setups.pop(key)
+        self._evict(self._capacity)
+        return self._setups[key]
+
+    def _evict(self, capacity: int) -> None:
+        while len(self._setups) > 1 and sum(size(setup.base.model) for setup in self._setups.values()) > capacity:
+            del self._setups[next(iter(self._setups))]

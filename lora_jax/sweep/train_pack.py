@@ -1,0 +1,67 @@
+"""One pack's way from its first step, or its newest checkpoint, to its runs' results."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from lora_jax.evaluation import EVALUATORS, Validate
+from lora_jax.sweep.finish import finish
+from lora_jax.sweep.plan import PackPlan
+from lora_jax.train import record
+from lora_jax.train.callbacks import LogMetrics, SaveCheckpoints
+from lora_jax.train.checkpoint import PackCheckpoints
+from lora_jax.train.compile import compile_pack
+from lora_jax.train.display import ProgressDisplay
+from lora_jax.train.loop import Training, copied, restore, train
+from lora_jax.train.memory import is_out_of_memory
+from lora_jax.train.pack import make_pack
+from lora_jax.train.progress import Progress
+from lora_jax.train.setup import Setup
+
+
+def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, display: ProgressDisplay) -> list[int]:
+    """Trains a pack and leaves each run's results in its folder. Returns the runs that should go on alone.
+
+    Those have a checkpoint in `checkpoints`, and no results yet. Raises MemoryError before the first step if there is no
+    room for the compiled programs; what the device runs out of later is XLA's own error. Either way nothing that a
+    checkpoint holds is lost.
+    """
+    config, task = plan.points[0].config, setup.task
+    pack = make_pack(setup, plan.points)
+    evaluators = [EVALUATORS[name](setup, pack.program, config) for name in task.evaluators]
+    lengths = ", ".join(map(str, pack.batches.lengths()))
+    display.stage(f"compiling {len(plan.points)} x {config.method.name} for {lengths} tokens")
+    lowered = {}
+    for evaluator in evaluators:
+        lowered |= evaluator.lower(pack.state.params, pack.constants)
+    compiled = compile_pack(setup, pack, lowered)
+    interval = pack.batches.steps_per_epoch if config.eval_every == "epoch" else config.eval_every
+    validate = Validate.every(interval, pack.steps.tolist(), evaluators, task.metrics, task.select)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(
+            contextlib.closing(PackCheckpoints(checkpoints, base_fingerprint=setup.base.fingerprint))
+        )
+        progress, best = Progress.start(len(plan.points)), copied(pack.state.params)
+        training = Training(plan.index, setup, pack, compiled, store, display, progress, best, {})
+        resumed = restore(training)
+        training.trackers |= {
+            run: stack.enter_context(
+                record.open_tracker(setup, point, group, training.progress.step if resumed else None)
+            )
+            for run, point in enumerate(plan.points)
+            if not record.is_done(point.folder)
+        }
+        train(training, [LogMetrics(config.log_every), validate, SaveCheckpoints(config.checkpoint_every)])
+        unfinished = np.flatnonzero(training.unfinished()).tolist()
+        if unfinished:
+            training.save_checkpoint()
+        try:
+            finish(
+                training, evaluators, task.metrics, [run for run in range(len(plan.points)) if run not in unfinished]
+            )
+        except Exception as error:
+            if is_out_of_memory(error):  # training is over, and need not be done again
+                training.save_checkpoint()
+            raise
+        return unfinished
