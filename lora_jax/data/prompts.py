@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32
 
 from lora_jax.data.examples import Examples
 from lora_jax.data.tokens import prompts
-from lora_jax.generate.text import left_padded
+from lora_jax.generate.text import left_pad
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,7 +46,7 @@ def prompts_of(examples: Examples, tokenizer: "Tokenizer", pad: int, most: int |
     for text, reference in zip(examples.texts, examples.labels, strict=True):
         references.setdefault(text, []).append(reference)
     references = dict(list(references.items())[:most])
-    tokens, mask = left_padded(prompts(list(references), tokenizer), pad)
+    tokens, mask = left_pad(prompts(list(references), tokenizer), pad)
     width = [(0, 0), (-tokens.shape[1] % MULTIPLE, 0)]
     return Prompts(
         list(references), list(references.values()), np.pad(tokens, width, constant_values=pad), np.pad(mask, width)

@@ -1,7 +1,7 @@
-"""Text generation with a cache of keys and values: greedy, drawing, beam search; alone, adapted or packed."""
+"""Text generation with a key-value cache: greedy search, sampling and beam search, on one model or a pack of them."""
 
 from lora_jax.generate.decoding import Decoding
 from lora_jax.generate.search import generate
-from lora_jax.generate.text import generate_text, left_padded
+from lora_jax.generate.text import generate_text, left_pad
 
-__all__ = ["Decoding", "generate", "generate_text", "left_padded"]
+__all__ = ["Decoding", "generate", "generate_text", "left_pad"]

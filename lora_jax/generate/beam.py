@@ -1,35 +1,42 @@
 """Beam search, token for token that of ``transformers.generate`` with its default ``early_stopping=False``."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from lora_jax.generate.constraints import without_repeats
+from lora_jax.generate.constraints import forbid_repeats
 from lora_jax.generate.decoding import Decoding
-from lora_jax.generate.forward import anywhere, extend, prefill, write
+from lora_jax.generate.forward import any_of_all, extend, prefill, write_token
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.causality import Cache
+from lora_jax.models.options import ComputeOptions
 
-# Of a place that no hypothesis has yet. Finite, so that a hypothesis with a forbidden token (-inf) ranks below it.
-NONE = -1e9
+# The score of a beam that has no hypothesis yet. It is finite, so a hypothesis with a forbidden token (-inf) ranks
+# below it.
+EMPTY_SCORE = -1e9
 
 
-class Beams(NamedTuple):
-    """The hypotheses of every row, best first: those that go on, and the best that have ended.
+class BeamState(NamedTuple):
+    """The hypotheses of every row, best first.
 
-    Slot `cache.length` of a `text` that goes on holds its newest token, which is not in the cache yet.
+    Attributes:
+      tokens: hypotheses that continue. Column `cache.length` holds the newest token, which is not in the cache yet.
+      score: their log-probabilities.
+      finished: the best hypotheses that have ended.
+      finished_score: their log-probability / length ** length_penalty, or EMPTY_SCORE.
+      active: whether a hypothesis that continues can still beat one that has ended.
+      cache: the earlier tokens, of batch * beams rows.
     """
 
-    text: Int32[Array, "batch beams slots"]
-    score: Float[Array, "batch beams"]  # log-probability
-    ended: Int32[Array, "batch beams slots"]
-    ended_score: Float[Array, "batch beams"]  # log-probability / length ** length_penalty, or NONE
-    open: Bool[Array, " batch"]  # whether one that goes on may still beat one that has ended
-    cache: Cache  # of batch * beams rows
+    tokens: Int32[Array, "batch beams capacity"]
+    score: Float[Array, "batch beams"]
+    finished: Int32[Array, "batch beams capacity"]
+    finished_score: Float[Array, "batch beams"]
+    active: Bool[Array, " batch"]
+    cache: Cache
 
 
 def beam_search(
@@ -37,61 +44,67 @@ def beam_search(
     tokens: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
     decoding: Decoding,
-    how: Mapping[str, Any],
+    options: ComputeOptions = ComputeOptions(),
 ) -> Int32[Array, "batch new_tokens"]:
-    """The best answer to each of the aligned prompts. See generate.
+    """Finds the best answer to each prompt. See `generate`.
 
-    A row is over once it has `beams` ended hypotheses of which the worst is no worse than the best that goes on would
-    be if it ended now. What goes on at the last step ends there. A hypothesis ends only if it is among the `beams` best
-    continuations of its step.
+    A row is done once it has `beams` hypotheses that have ended, and the worst of them is at least as good as the best
+    that continues would be if it ended now. Hypotheses that continue at the last step end there. A hypothesis ends only
+    if it is among the `beams` best continuations of its step.
+
+    Args:
+      model: the language model.
+      tokens: prompts that end in the last column.
+      mask: False at padding.
+      decoding: the settings.
+      options: how the model computes.
     """
     batch, length = tokens.shape
-    beams, slots = decoding.beams, length + decoding.new_tokens
-    # So many continuations hold `beams` that go on, however many stop tokens are among them.
-    kept = beams * max(2, 1 + len(decoding.stop))
+    beams, capacity = decoding.beams, length + decoding.new_tokens
+    # So many candidates contain `beams` that continue, however many stop tokens are among them.
+    candidates = beams * max(2, 1 + len(decoding.stop))
     divisors = np.arange(1, decoding.new_tokens + 1, dtype=np.float64) ** decoding.length_penalty
 
-    def take(logits, state, cache):
-        at, vocabulary = cache.length, logits.shape[-1]
-        flat = state.text.reshape(batch * beams, slots)
-        log_probs = without_repeats(jax.nn.log_softmax(logits), flat, cache, length, decoding)
-        total = state.score[..., None] + log_probs.reshape(batch, beams, vocabulary)
-        score, index = jax.lax.top_k(total.reshape(batch, beams * vocabulary), kept)
-        parent, token = index // vocabulary, index % vocabulary
-        text = write(_pick(state.text, parent), at, token)
-        ends = decoding.ends(token) | (at == slots - 1)
+    def append(logits, state, cache):
+        column, vocab = cache.length, logits.shape[-1]
+        flat = state.tokens.reshape(batch * beams, capacity)
+        log_probs = forbid_repeats(jax.nn.log_softmax(logits), flat, cache, length, decoding)
+        total = state.score[..., None] + log_probs.reshape(batch, beams, vocab)
+        score, index = jax.lax.top_k(total.reshape(batch, beams * vocab), candidates)
+        parent, token = index // vocab, index % vocab
+        extended = write_token(_take(state.tokens, parent), column, token)
+        ends = decoding.is_stop(token) | (column == capacity - 1)
 
-        divisor = jnp.asarray(divisors, score.dtype)[at - length]
-        counts = ends[:, :beams] & state.open[:, None]
-        ended_score, best = jax.lax.top_k(
-            jnp.concatenate([state.ended_score, jnp.where(counts, score[:, :beams] / divisor, NONE)], axis=1), beams
-        )
-        ended = _pick(jnp.concatenate([state.ended, text[:, :beams]], axis=1), best)
+        divisor = jnp.asarray(divisors, score.dtype)[column - length]
+        counts = ends[:, :beams] & state.active[:, None]
+        newly_finished = jnp.where(counts, score[:, :beams] / divisor, EMPTY_SCORE)
+        finished_score, best = jax.lax.top_k(jnp.concatenate([state.finished_score, newly_finished], axis=1), beams)
+        finished = _take(jnp.concatenate([state.finished, extended[:, :beams]], axis=1), best)
 
-        score, going = jax.lax.top_k(jnp.where(ends, NONE, score), beams)
-        still_open = state.open & (score[:, 0] / divisor > ended_score[:, -1])
-        rows = jnp.arange(batch)[:, None] * beams + _pick(parent, going)
+        score, continuing = jax.lax.top_k(jnp.where(ends, EMPTY_SCORE, score), beams)
+        active = state.active & (score[:, 0] / divisor > finished_score[:, -1])
+        rows = jnp.arange(batch)[:, None] * beams + _take(parent, continuing)
         cache = cache.reorder(rows.reshape(-1), start=length)
-        return Beams(_pick(text, going), score, ended, ended_score, still_open, cache)
+        return BeamState(_take(extended, continuing), score, finished, finished_score, active, cache)
 
     def unfinished(state):
-        return (state.cache.length < slots - 1) & anywhere(state.open)
+        return (state.cache.length < capacity - 1) & any_of_all(state.active)
 
     def step(state):
-        newest = jax.lax.dynamic_index_in_dim(state.text, state.cache.length, axis=2, keepdims=False)
-        logits, cache = extend(model, newest.reshape(-1), state.cache, how)
-        return take(logits, state, cache)
+        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.cache.length, axis=2, keepdims=False)
+        logits, cache = extend(model, newest.reshape(-1), state.cache, options)
+        return append(logits, state, cache)
 
-    logits, cache = prefill(model, tokens, mask, slots, how)
-    text = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (0, decoding.new_tokens)), constant_values=decoding.pad)
-    text = jnp.repeat(text[:, None], beams, axis=1)
-    nothing = jnp.full((batch, beams), NONE, logits.dtype)
-    # All beams hold the prompt: only the first counts, or they would stay equal.
-    start = Beams(text, nothing.at[:, 0].set(0), text, nothing, jnp.ones(batch, bool), cache.repeat(beams))
-    first = take(jnp.repeat(logits, beams, axis=0), start, start.cache)
-    return jax.lax.while_loop(unfinished, step, first).ended[:, 0, length:]
+    logits, cache = prefill(model, tokens, mask, capacity, options)
+    padded = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (0, decoding.new_tokens)), constant_values=decoding.pad)
+    padded = jnp.repeat(padded[:, None], beams, axis=1)
+    empty = jnp.full((batch, beams), EMPTY_SCORE, logits.dtype)
+    # All beams hold the prompt. Only the first has a score, or all beams would stay equal.
+    start = BeamState(padded, empty.at[:, 0].set(0), padded, empty, jnp.ones(batch, bool), cache.repeat(beams))
+    first = append(jnp.repeat(logits, beams, axis=0), start, start.cache)
+    return jax.lax.while_loop(unfinished, step, first).finished[:, 0, length:]
 
 
-def _pick(x: Array, index: Int[Array, "batch chosen"]) -> Array:
-    """``x[i, index[i]]`` for every row i."""
+def _take(x: Array, index: Int[Array, "batch chosen"]) -> Array:
+    """Returns ``x[i, index[i]]`` for every row i."""
     return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)

@@ -1,4 +1,4 @@
-"""Logits before a token is chosen: n-grams that may not come again, temperature, top-k, top-p."""
+"""Changes to the logits before a token is chosen: repeated n-grams, temperature, top-k, top-p."""
 
 import jax
 import jax.numpy as jnp
@@ -8,48 +8,55 @@ from lora_jax.generate.decoding import Decoding
 from lora_jax.models.causality import Cache
 
 
-def without_repeats(
-    logits: Float[Array, "rows vocabulary"],
-    text: Int[Array, "rows slots"],
+def forbid_repeats(
+    logits: Float[Array, "rows vocab"],
+    tokens: Int[Array, "rows capacity"],
     cache: Cache,
-    length: int,
+    prompt_length: int,
     decoding: Decoding,
-) -> Float[Array, "rows vocabulary"]:
-    """`logits` of the token after those in `cache`, at -inf where it would end an n-gram of `text` a second time.
+) -> Float[Array, "rows vocab"]:
+    """Sets the logit of every token that would repeat an n-gram to -inf.
 
-    `text` has the cache's slots, the first `length` of them the prompt's. An n-gram that reaches into padding is none;
-    ``transformers`` counts it, so there a row's answer may depend on how far it is padded.
+    An n-gram that contains padding does not count. ``transformers`` counts it, so there the answer may depend on how
+    much padding a row has.
+
+    Args:
+      logits: those of the next token.
+      tokens: prompt and answer so far, with the cache's columns.
+      cache: the tokens so far.
+      prompt_length: the number of columns that belong to the prompt.
+      decoding: `no_repeat_ngram` and `no_repeat_prompt`.
     """
-    n, at = decoding.no_repeat_ngram, cache.length
-    windows = text.shape[1] - n + 1
+    n, step = decoding.no_repeat_ngram, cache.length
+    windows = tokens.shape[1] - n + 1
     if n == 0 or windows < 1:
         return logits
-    known = cache.mask if decoding.no_repeat_prompt else cache.mask & (jnp.arange(text.shape[1]) >= length)
+    counts = cache.mask if decoding.no_repeat_prompt else cache.mask & (jnp.arange(tokens.shape[1]) >= prompt_length)
     index = jnp.arange(windows)[:, None] + jnp.arange(n)
 
-    def row(logits, text, known):
-        begun = jax.lax.dynamic_slice_in_dim(text, at - n + 1, n - 1)
-        whole = jax.lax.dynamic_slice_in_dim(known, at - n + 1, n - 1).all() & (at >= n - 1)
-        grams = text[index]
-        again = known[index].all(-1) & (grams[:, :-1] == begun).all(-1) & whole
-        return logits.at[jnp.where(again, grams[:, -1], logits.size)].set(-jnp.inf, mode="drop")
+    def forbid_in_row(logits, tokens, counts):
+        last = jax.lax.dynamic_slice_in_dim(tokens, step - n + 1, n - 1)
+        last_counts = jax.lax.dynamic_slice_in_dim(counts, step - n + 1, n - 1).all() & (step >= n - 1)
+        grams = tokens[index]
+        repeated = counts[index].all(-1) & (grams[:, :-1] == last).all(-1) & last_counts
+        return logits.at[jnp.where(repeated, grams[:, -1], logits.size)].set(-jnp.inf, mode="drop")
 
-    return jax.vmap(row)(logits, text, known)
+    return jax.vmap(forbid_in_row)(logits, tokens, counts)
 
 
-def restricted(logits: Float[Array, "rows vocabulary"], decoding: Decoding) -> Float[Array, "rows vocabulary"]:
-    """`logits` to draw from: divided by the temperature, then the `top_k` largest, then the fewest that have `top_p`.
+def filter_logits(logits: Float[Array, "rows vocab"], decoding: Decoding) -> Float[Array, "rows vocab"]:
+    """Applies temperature, then top-k, then top-p, in preparation for sampling.
 
-    What is cut is at -inf. Top-p is nucleus sampling (Holtzman et al., arXiv 1904.09751). As in ``transformers``,
-    all of a tie on the border stay.
+    Tokens that are cut get -inf. Top-p keeps the fewest tokens whose probabilities sum to `top_p` (nucleus sampling,
+    Holtzman et al., arXiv 1904.09751). As in ``transformers``, all tokens of a tie at the threshold stay.
     """
     logits = logits / decoding.temperature
     if 0 < decoding.top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, decoding.top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        threshold = jax.lax.top_k(logits, decoding.top_k)[0][:, -1:]
+        logits = jnp.where(logits < threshold, -jnp.inf, logits)
     if decoding.top_p < 1:
         ascending = jnp.sort(logits, axis=-1)
         tail = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - decoding.top_p
-        least = jnp.where(tail.at[:, -1].set(False), jnp.inf, ascending).min(-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        threshold = jnp.where(tail.at[:, -1].set(False), jnp.inf, ascending).min(-1, keepdims=True)
+        logits = jnp.where(logits < threshold, -jnp.inf, logits)
     return logits

@@ -1,4 +1,4 @@
-"""How to decode: the settings that shape the program, checked."""
+"""The settings of text generation, validated. They are static: each combination compiles its own program."""
 
 import dataclasses
 import math
@@ -11,16 +11,25 @@ from lora_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """Greedy search by default; drawing with a `temperature`, beam search with `beams`.
+    """Settings of text generation. The default is greedy search.
 
-    A row is over after `new_tokens` tokens or one of `stop`, which is returned too; `pad` fills what is left of it. A
-    beam search ranks what has ended by log-probability / length ** `length_penalty`. With `no_repeat_ngram` n, no n
-    tokens come twice in prompt and answer together. Without `no_repeat_prompt` the prompt does not count, so that the
-    answer may copy from it, as in the LoRA paper's code (microsoft/LoRA, examples/NLG/src/gpt2_beam.py). `top_k` (0 for
-    no limit) and `top_p` cut the distribution that is drawn from, after `temperature`. Meanings and defaults are
-    otherwise those of ``transformers.GenerationConfig``.
+    Names and defaults are those of ``transformers.GenerationConfig`` where nothing else is said.
 
-    Raises UserError for values out of range and for settings that exclude each other.
+    Attributes:
+      new_tokens: a row ends after this many tokens, or at a stop token.
+      beams: above 1, beam search with this many hypotheses.
+      length_penalty: beam search ranks finished hypotheses by log-probability / length ** `length_penalty`.
+      no_repeat_ngram: with n > 0, no n tokens occur twice in prompt and answer together.
+      no_repeat_prompt: False excludes the prompt from that rule, so that the answer may copy from it, as in the LoRA
+        paper's code (microsoft/LoRA, examples/NLG/src/gpt2_beam.py).
+      temperature: above 0, tokens are sampled.
+      top_k: sample from the k likeliest tokens. 0 means no limit.
+      top_p: sample from the fewest tokens with this probability. Both apply after the temperature.
+      stop: token ids that end a row. The answer includes them.
+      pad: fills a row after its end.
+
+    Raises:
+      UserError: a value is out of range, or two settings exclude each other.
     """
 
     new_tokens: int
@@ -36,9 +45,9 @@ class Decoding:
 
     def __post_init__(self):
         object.__setattr__(self, "stop", tuple(self.stop))  # a list could not be a static argument
-        for name, least in {"new_tokens": 1, "beams": 1, "no_repeat_ngram": 0, "top_k": 0, "pad": 0}.items():
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"{name}={value}: must be {least} or more")
+        for name, minimum in {"new_tokens": 1, "beams": 1, "no_repeat_ngram": 0, "top_k": 0, "pad": 0}.items():
+            if (value := getattr(self, name)) < minimum:
+                raise UserError(f"{name}={value}: must be {minimum} or more")
         if any(token < 0 for token in self.stop):
             raise UserError(f"stop={self.stop}: token ids must be 0 or more")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -48,11 +57,13 @@ class Decoding:
         if not math.isfinite(self.length_penalty):
             raise UserError(f"length_penalty={self.length_penalty}: must be a finite number")
         if self.temperature and self.beams > 1:
-            raise UserError(f"temperature={self.temperature}: beam search draws nothing; must be 0, or beams=1")
+            raise UserError(f"temperature={self.temperature}: beam search does not sample; must be 0, or beams=1")
         for name, unused in {"top_k": 0, "top_p": 1}.items():
             if (value := getattr(self, name)) != unused and not self.temperature:
-                raise UserError(f"{name}={value}: cuts what is drawn from; must be {unused}, or temperature above 0")
+                raise UserError(
+                    f"{name}={value}: limits what is sampled from; must be {unused}, or temperature above 0"
+                )
 
-    def ends(self, token: Int[Array, "..."]) -> Bool[Array, "..."]:
-        """Whether it is a stop token."""
+    def is_stop(self, token: Int[Array, "..."]) -> Bool[Array, "..."]:
+        """Returns whether `token` is a stop token."""
         return jnp.isin(token, jnp.asarray(self.stop, jnp.int32))

@@ -1,23 +1,29 @@
-"""Greedy search and drawing: one hypothesis a row."""
+"""Greedy search and sampling: one hypothesis per row."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray
 
-from lora_jax.generate.constraints import restricted, without_repeats
+from lora_jax.generate.constraints import filter_logits, forbid_repeats
 from lora_jax.generate.decoding import Decoding
-from lora_jax.generate.forward import anywhere, extend, prefill, write
+from lora_jax.generate.forward import any_of_all, extend, prefill, write_token
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.causality import Cache
+from lora_jax.models.options import ComputeOptions
 
 
-class Rows(NamedTuple):
-    """Text so far: slot `cache.length` holds the newest token, which is not in the cache yet."""
+class SampleState(NamedTuple):
+    """Prompts and answers so far.
 
-    text: Int32[Array, "batch slots"]
+    Attributes:
+      tokens: column `cache.length` holds the newest token, which is not in the cache yet.
+      done: whether a row has its stop token.
+      cache: the earlier tokens.
+    """
+
+    tokens: Int32[Array, "batch capacity"]
     done: Bool[Array, " batch"]
     cache: Cache
 
@@ -28,32 +34,41 @@ def sample(
     mask: Bool[Array, "batch length"],
     decoding: Decoding,
     keys: PRNGKeyArray | None,
-    how: Mapping[str, Any],
+    options: ComputeOptions = ComputeOptions(),
 ) -> Int32[Array, "batch new_tokens"]:
-    """The answers to aligned prompts; `keys`, one a row, where `decoding` draws. See generate."""
-    length = tokens.shape[1]
-    slots = length + decoding.new_tokens
+    """Decodes greedily, or samples. See `generate`.
 
-    def choose(logits, text, cache):
-        logits = without_repeats(logits, text, cache, length, decoding)
+    Args:
+      model: the language model.
+      tokens: prompts that end in the last column.
+      mask: False at padding.
+      decoding: the settings.
+      keys: one per row, to sample with. None decodes greedily.
+      options: how the model computes.
+    """
+    length = tokens.shape[1]
+    capacity = length + decoding.new_tokens
+
+    def choose(logits, tokens, cache):
+        logits = forbid_repeats(logits, tokens, cache, length, decoding)
         if keys is None:
             return jnp.argmax(logits, axis=-1)
-        at_step = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, cache.length - length)
-        return jax.vmap(jax.random.categorical)(at_step, restricted(logits, decoding))
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, cache.length - length)
+        return jax.vmap(jax.random.categorical)(step_keys, filter_logits(logits, decoding))
 
-    def take(logits, text, done, cache):
-        token = jnp.where(done, decoding.pad, choose(logits, text, cache))
-        return Rows(write(text, cache.length, token), done | decoding.ends(token), cache)
+    def append(logits, tokens, done, cache):
+        token = jnp.where(done, decoding.pad, choose(logits, tokens, cache))
+        return SampleState(write_token(tokens, cache.length, token), done | decoding.is_stop(token), cache)
 
-    def unfinished(rows):
-        return (rows.cache.length < slots - 1) & anywhere(~rows.done)
+    def unfinished(state):
+        return (state.cache.length < capacity - 1) & any_of_all(~state.done)
 
-    def step(rows):
-        newest = jax.lax.dynamic_index_in_dim(rows.text, rows.cache.length, axis=1, keepdims=False)
-        logits, cache = extend(model, newest, rows.cache, how)
-        return take(logits, rows.text, rows.done, cache)
+    def step(state):
+        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.cache.length, axis=1, keepdims=False)
+        logits, cache = extend(model, newest, state.cache, options)
+        return append(logits, state.tokens, state.done, cache)
 
-    text = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (0, decoding.new_tokens)), constant_values=decoding.pad)
-    logits, cache = prefill(model, tokens, mask, slots, how)
-    first = take(logits, text, jnp.zeros(tokens.shape[0], bool), cache)
-    return jax.lax.while_loop(unfinished, step, first).text[:, length:]
+    padded = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (0, decoding.new_tokens)), constant_values=decoding.pad)
+    logits, cache = prefill(model, tokens, mask, capacity, options)
+    first = append(logits, padded, jnp.zeros(tokens.shape[0], bool), cache)
+    return jax.lax.while_loop(unfinished, step, first).tokens[:, length:]

@@ -1,8 +1,8 @@
-"""Texts in, texts out: generation for people."""
+"""Generation from texts to texts."""
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from lora_jax.delta import Delta, graft
 from lora_jax.errors import UserError
 from lora_jax.generate.decoding import Decoding
 from lora_jax.generate.search import generate
+from lora_jax.models.options import ComputeOptions
 
 if TYPE_CHECKING:
     from lora_jax.weights.load import Base
@@ -24,34 +25,48 @@ def generate_text(
     *,
     delta: Delta | None = None,
     key: PRNGKeyArray | None = None,
-    **how,
+    options: ComputeOptions = ComputeOptions(),
 ) -> list[str]:
-    """What follows each prompt, without special tokens, up to a stop token, with `delta` grafted onto the base.
+    """Generates a text after each prompt.
 
-    All prompts go as one batch, in one program for each shape: each number of prompts, longest prompt and `decoding`.
-    Raises UserError for a prompt that comes to no token.
+    All prompts form one batch. Each number of prompts, length of the longest prompt, `decoding` and `options` is a
+    program of its own.
+
+    Args:
+      base: the loaded model and its tokenizer.
+      prompts: the texts to continue.
+      decoding: the settings.
+      delta: what is grafted onto the base, if anything.
+      key: needed with a temperature, as in `generate`.
+      options: how the model computes.
+
+    Returns:
+      The answers up to a stop token, without special tokens.
+
+    Raises:
+      UserError: a prompt has no token.
     """
     rows = [encoding.ids for encoding in base.tokenizer.encode_batch(list(prompts))]
     if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row]:
-        raise UserError(f"prompt {empty[0]!r} comes to no token")
-    tokens, mask = left_padded(rows, decoding.pad)
-    answers = _program(decoding, tuple(how.items()))(base.model, delta, tokens, mask, key)
+        raise UserError(f"prompt {empty[0]!r} has no token")
+    tokens, mask = left_pad(rows, decoding.pad)
+    answers = _compiled_generate(decoding, options)(base.model, delta, tokens, mask, key)
     return [base.tokenizer.decode(_until_stop(row, decoding)) for row in np.asarray(answers).tolist()]
 
 
-def left_padded(
+def left_pad(
     rows: Sequence[Sequence[int]], pad: int
 ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
-    """(tokens, mask) of prompts that all end in the last column."""
+    """Pads prompts on the left, so that all end in the last column. Returns the tokens and the mask."""
     length = max(map(len, rows))
     tokens = np.array([[pad] * (length - len(row)) + list(row) for row in rows], np.int32)
     return tokens, np.arange(length) >= length - np.array([len(row) for row in rows])[:, None]
 
 
 @functools.cache
-def _program(decoding: Decoding, how: tuple[tuple[str, Any], ...]):
+def _compiled_generate(decoding: Decoding, options: ComputeOptions):
     def answer(model, delta, tokens, mask, key):
-        return generate(graft(model, delta or {}), tokens, mask, decoding, key, **dict(how))
+        return generate(graft(model, delta or {}), tokens, mask, decoding, key, options=options)
 
     return jax.jit(answer)
 

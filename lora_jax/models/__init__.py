@@ -1,4 +1,4 @@
-"""The model families: what of a checkpoint becomes which module. Another family is one file here and one row below."""
+"""The model families and their checkpoints. A new family is one file in this package and one row in FAMILIES."""
 
 import dataclasses
 import functools
@@ -15,10 +15,25 @@ from lora_jax.models import bert, deberta, gemma, gpt2, gpt_neox, llama, masked,
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How to read one family's checkpoints.
+    """Describes how to read the checkpoints of one family. models/bert.py explains the tables.
 
-    `config` is a dataclass whose fields are keys of ``config.json``, `hidden_size` among them; `module` makes the
-    backbone from it. The rest are tables beside the module, explained in models/bert.py.
+    Attributes:
+      config: a dataclass whose fields are keys of ``config.json``, `hidden_size` among them.
+      module: creates the backbone from a config.
+      names: names of tensors to parameter paths.
+      prefixes: what may stand before those names.
+      renamed: parts of names in older checkpoints to today's.
+      ignored: regular expressions of tensors that a checkpoint may hold and the backbone does not need.
+      fixed: keys that config.json must set to these values or leave out.
+      defaults: whether config.json may leave out a field that has a default.
+      causal: whether the family is a decoder, for language modelling.
+      masked_heads: the names that checkpoints have for its head of masked language modelling.
+      transpose: whether the checkpoint's kernels are ``[d_out, d_in]``.
+      by_head: whether the outputs of a fused tensor are ordered by head: q, k and v of the first, then of the second.
+      lm_head: the name of a decoder's output layer.
+      windows: the shapes of convolution kernels, by tensor name, as in models/vit.py.
+      images: whether the family reads images instead of tokens.
+      activation: the activation of the dense layer in a classifier's head, or None without such a layer.
     """
 
     config: type[Any]
@@ -28,27 +43,27 @@ class Family:
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    defaults: bool = False  # whether config.json may leave out a field that has a default
-    causal: bool = False  # whether it is a decoder, for language modelling
-    masked_heads: tuple[masked.Names, ...] = ()  # what checkpoints may call its head for masked language modelling
-    transpose: bool = True  # whether the checkpoint's kernels are [d_out, d_in]
-    by_head: bool = False  # whether a fused tensor's outputs go head by head: its part of each path, then the next's
-    lm_head: str = "lm_head.weight"  # what checkpoints call a decoder's own output layer
-    windows: Mapping[str, Callable[[Any], tuple[int, ...]]] = dataclasses.field(default_factory=dict)  # see vit.py
-    images: bool = False  # whether it reads pictures, not tokens
-    activation: Callable[[Array], Array] | None = None  # of the dense layer in a classifier's head, if it has one
+    defaults: bool = False
+    causal: bool = False
+    masked_heads: tuple[masked.Names, ...] = ()
+    transpose: bool = True
+    by_head: bool = False
+    lm_head: str = "lm_head.weight"
+    windows: Mapping[str, Callable[[Any], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    images: bool = False
+    activation: Callable[[Array], Array] | None = None
 
     def groups(self, config: Any) -> int:
-        """In how many groups, each with a part of every path, the outputs of a fused tensor come."""
+        """Returns the number of groups in a fused tensor's outputs. Each group has a part of every path."""
         return config.num_attention_heads if self.by_head else 1
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The heads that it can carry; `weights.load.load_base` says what they are."""
+        """The heads that this family supports. `weights.load.load_base` describes them."""
         if self.images:
             return ("classifier",)
-        over_words = (*["causal"] * self.causal, *["masked"] * bool(self.masked_heads))
-        return ("classifier", "token_classifier", "embedding", *over_words)
+        over_vocabulary = (*["causal"] * self.causal, *["masked"] * bool(self.masked_heads))
+        return ("classifier", "token_classifier", "embedding", *over_vocabulary)
 
 
 _LLAMA = Family(
@@ -73,7 +88,7 @@ _GEMMA = Family(
     causal=True,
 )
 
-# By the `model_type` that config.json gives.
+# Keyed by the `model_type` in config.json.
 FAMILIES: dict[str, Family] = {
     "bert": Family(
         bert.BertConfig,
@@ -96,7 +111,7 @@ FAMILIES: dict[str, Family] = {
         masked_heads=(masked.ROBERTA,),
         activation=jnp.tanh,
     ),
-    "deberta-v2": Family(  # v3's checkpoints say so too
+    "deberta-v2": Family(  # the model_type of v3's checkpoints too
         deberta.DebertaConfig,
         deberta.Deberta,
         deberta.NAMES,

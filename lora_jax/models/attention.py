@@ -1,12 +1,14 @@
-"""Attention behind one call, `View.attend`: what computes it, and what every block is told to call it with.
+"""Attention behind one call, `AttentionContext.attend`, which chooses XLA or cuDNN.
 
-XLA's takes any mask. cuDNN's fused kernel never holds the scores, but a mask would cost it a gradient as large as all
-of them; so it is told lengths instead, and a `Front` puts the padding where lengths can tell of it.
+XLA's attention takes any mask. cuDNN's fused kernel never stores the scores, but a mask would cost it a gradient as
+large as all of them. It therefore takes the lengths of the texts, and `RightPadding` moves the padding behind the
+tokens, so that lengths describe it.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,101 +23,149 @@ IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
 
 def attention(
-    q: Float[Array, "batch tokens heads d_head"],
+    q: Float[Array, "batch seq heads d_head"],
     k: Float[Array, "batch keys kv_heads d_head"],
     v: Float[Array, "batch keys kv_heads d_head"],
-    mask: Bool[Array, "#batch 1 #tokens keys"] | None,
+    mask: Bool[Array, "#batch 1 #seq keys"] | None,
     *,
-    rate: Float[Array, ""] | float = 0.0,
+    dropout_rate: Float[Array, ""] | float = 0.0,
     key: Key = None,
-    cap: float | None = None,
-) -> Float[Array, "batch tokens heads d_head"]:
-    """Scaled dot-product attention, by XLA; softmax in float32 at least; dropout on its probabilities, given a key.
+    softcap: float | None = None,
+) -> Float[Array, "batch seq heads d_head"]:
+    """Computes scaled dot-product attention with XLA, softmax in float32 at least.
 
-    Each head of `k` and `v` serves heads / kv_heads consecutive heads of `q`. Scores are softly capped at ±`cap`.
-    Without a `mask` every key is seen. What a token that sees no key gets is finite and has no meaning.
+    Args:
+      q: queries.
+      k: keys. Each of their heads serves heads / kv_heads consecutive heads of `q`.
+      v: values.
+      mask: True where a query attends to a key. None lets every query attend to every key.
+      dropout_rate: the dropout on attention's probabilities.
+      key: the key of that dropout. None turns it off.
+      softcap: scores become ``softcap * tanh(scores / softcap)``.
+
+    Returns:
+      One vector per query. A query that attends to no key gets finite numbers without meaning.
     """
-    batch, tokens, heads, d_head = q.shape
+    batch, seq, heads, d_head = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    # Heads that share a key stand beside the tokens, so that no key is repeated and no score transposed.
-    grouped = q.reshape(batch, tokens, k.shape[2], -1, d_head)
+    # Query heads that share a key have an axis of their own, so no key is repeated and no score is transposed.
+    grouped = q.reshape(batch, seq, k.shape[2], -1, d_head)
     scores = jnp.einsum("btkgd,bskd->bktgs", grouped, k, preferred_element_type=wide) * d_head**-0.5
-    if cap is not None:
-        scores = cap * jnp.tanh(scores / cap)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     if mask is not None:
         scores = jnp.where(mask[:, :, :, None], scores, jnp.finfo(wide).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype), rate, key)
+    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype), dropout_rate, key)
     mixed = jnp.einsum("bktgs,bskd->btkgd", weights, v)
-    return checkpoint_name(mixed.reshape(batch, tokens, heads, d_head), "attention")
+    return checkpoint_name(mixed.reshape(batch, seq, heads, d_head), "attention")
 
 
 @dataclasses.dataclass(frozen=True)
-class Front:
-    """Texts with their padding moved behind their tokens, and back; the identity where it has no `order`."""
+class RightPadding:
+    """Moves the padding of each text behind its tokens, and back. Without an `order` it is the identity.
 
-    order: Int[Array, "batch tokens"] | None = None
+    Attributes:
+      order: for each row, the column that each column takes its token from.
+      lengths: the number of tokens in each row.
+    """
+
+    order: Int[Array, "batch seq"] | None = None
     lengths: Int[Array, " batch"] | None = None
 
     @classmethod
-    def of(cls, mask: Bool[Array, "batch tokens"]) -> "Front":
-        # A text that is padding alone counts as one token, for a softmax over nothing would be a NaN.
+    def from_mask(cls, mask: Bool[Array, "batch seq"]) -> "RightPadding":
+        """Returns the order that puts the unmasked tokens first."""
+        # A text that is all padding counts as one token: a softmax over no key would be NaN.
         return cls(jnp.argsort(~mask, axis=-1, stable=True), jnp.maximum(mask.sum(-1, dtype=jnp.int32), 1))
 
-    def enter(self, x: Array) -> Array:
-        """``x[batch, tokens, ...]`` with every text's tokens at its front, in their order."""
-        return x if self.order is None else _take(x, self.order)
+    def apply(self, x: Array) -> Array:
+        """Reorders ``x[batch, seq, ...]`` so that the tokens of each text come first and keep their order."""
+        return x if self.order is None else _take_columns(x, self.order)
 
-    def leave(self, x: Array) -> Array:
-        """`x` as it was before it entered."""
-        return x if self.order is None else _take(x, jnp.argsort(self.order, axis=-1))
+    def undo(self, x: Array) -> Array:
+        """Restores the order that `x` had before `apply`."""
+        return x if self.order is None else _take_columns(x, jnp.argsort(self.order, axis=-1))
 
 
-def _take(x: Array, order: Int[Array, "batch tokens"]) -> Array:
-    # Each row is taken once, so that the gradient needs no sum.
+def _take_columns(x: Array, order: Int[Array, "batch seq"]) -> Array:
+    # Each column is taken exactly once. Saying so spares the gradient a scatter-add.
     rows = jnp.arange(len(x))[:, None]
     return jnp.asarray(x).at[rows, order].get(unique_indices=True, mode="promise_in_bounds")
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """What every block of a model is told beside its input: who sees whom, the dropout, what computes attention.
+class AttentionContext:
+    """What every block of a model receives beside its input: masks, dropout, and the choice of implementation.
 
-    `mask` is XLA's (None: every key is seen), `front`, `causal` and `window` are cuDNN's; they say the same.
+    `mask` is for XLA. `padding`, `causal` and `window` say the same to cuDNN.
+
+    Attributes:
+      mask: True where a query attends to a key. None lets every query attend to every key.
+      dropout_rate: the dropout inside blocks, on attention's probabilities too.
+      cudnn: whether cuDNN computes attention.
+      padding: how the texts were reordered.
+      causal: whether a token attends only to itself and earlier tokens.
+      window: how many of those tokens it attends to. None means all.
     """
 
-    mask: Bool[Array, "#batch 1 #tokens keys"] | None
-    rate: Float[Array, ""] | float = 0.0
+    mask: Bool[Array, "#batch 1 #seq keys"] | None
+    dropout_rate: Float[Array, ""] | float = 0.0
     cudnn: bool = False
-    front: Front = Front()
+    padding: RightPadding = RightPadding()
     causal: bool = False
     window: int | None = None
 
     def attend(
-        self, q: Array, k: Array, v: Array, key: Key, *, cap: float | None = None
-    ) -> Float[Array, "batch tokens heads d_head"]:
-        """`attention` in this view, by what it says."""
+        self,
+        q: Float[Array, "batch seq heads d_head"],
+        k: Float[Array, "batch keys kv_heads d_head"],
+        v: Float[Array, "batch keys kv_heads d_head"],
+        key: Key,
+        *,
+        softcap: float | None = None,
+        prefix: Any = None,
+    ) -> Float[Array, "batch seq heads d_head"]:
+        """Computes `attention` as this context describes.
+
+        Args:
+          q: queries.
+          k: keys.
+          v: values.
+          key: the key of the dropout, or None.
+          softcap: as `attention` takes it.
+          prefix: what is grafted into the attention's `prefix` slot, or None. ``prefix.extend(k, v)`` returns
+            ``(k, v, visible)`` with `length` more keys and values in front, and `visible`, Bool ``[length]``, says
+            which of them queries attend to. Shorter prefixes can thus be padded in a pack.
+        """
+        mask = self.mask
+        if prefix is not None:
+            assert not self.cudnn, PREFIX_OBSTACLE
+            mask = mask if mask is not None else jnp.ones((1, 1, 1, k.shape[1]), bool)
+            k, v, visible = prefix.extend(k, v)
+            front = jnp.broadcast_to(visible, (*mask.shape[:-1], visible.shape[-1]))
+            mask = jnp.concatenate([front, mask], axis=-1)
         if self.cudnn:
             return jax.nn.dot_product_attention(
                 q,
                 k,
                 v,
                 is_causal=self.causal,
-                query_seq_lengths=self.front.lengths,
-                key_value_seq_lengths=self.front.lengths,
+                query_seq_lengths=self.padding.lengths,
+                key_value_seq_lengths=self.padding.lengths,
                 local_window_size=None if self.window is None else (self.window - 1, 0),
                 implementation="cudnn",
             )
-        return attention(q, k, v, self.mask, rate=self.rate, key=key, cap=cap)
+        return attention(q, k, v, mask, dropout_rate=self.dropout_rate, key=key, softcap=softcap)
 
 
 def cuda_capability() -> tuple[int, int] | None:
-    """The default device's CUDA compute capability, None where it is no CUDA GPU."""
-    told = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(jax.devices()[0], "compute_capability", "")))
-    return None if told is None else (int(told[1]), int(told[2]))
+    """Returns the default device's CUDA compute capability, or None where it is no CUDA GPU."""
+    match = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(jax.devices()[0], "compute_capability", "")))
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def uses_cudnn(
-    asked: str,
+    implementation: str,
     dtype: DTypeLike,
     d_head: int,
     obstacles: Mapping[str, bool],
@@ -123,28 +173,38 @@ def uses_cudnn(
     capability: Callable[[], tuple[int, int] | None] = cuda_capability,
     version: tuple[int, ...] = jax.__version_info__,
 ) -> bool:
-    """Whether cuDNN computes an attention that was `asked` for as one of IMPLEMENTATIONS; if not, XLA does.
+    """Returns whether cuDNN computes attention. Otherwise XLA does.
 
-    ``auto`` is cuDNN wherever it can be had, and XLA elsewhere, on a TPU too. `obstacles` are the model's own, and
-    whether each holds. Raises UserError for ``cudnn`` where it cannot be had, and for a name that is none of them.
+    Args:
+      implementation: one of IMPLEMENTATIONS. ``auto`` takes cuDNN wherever it works, and XLA elsewhere and on TPUs.
+      dtype: the dtype of queries, keys and values.
+      d_head: the width of a head.
+      obstacles: the model's own reasons against cuDNN, and whether each holds.
+      capability: returns the device's compute capability.
+      version: JAX's version.
+
+    Raises:
+      UserError: `implementation` is ``cudnn`` and an obstacle holds, or is not one of IMPLEMENTATIONS.
     """
-    if asked not in IMPLEMENTATIONS:
-        raise UserError(f"model.attention={asked!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
-    able = capability()
-    widest = 128 if able is not None and able < (9, 0) else 256
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"model.attention={implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    device = capability()
+    max_d_head = 128 if device is not None and device < (9, 0) else 256
     all_obstacles = {
-        "this device is no CUDA GPU": able is None,
-        "this GPU is older than compute capability 8.0": able is not None and able < (8, 0),
+        "this device is no CUDA GPU": device is None,
+        "this GPU is older than compute capability 8.0": device is not None and device < (8, 0),
         f"dtype={jnp.dtype(dtype).name} is not bfloat16 or float16": dtype not in (jnp.bfloat16, jnp.float16),
-        # Before, the vmap of a gradient through it could crash; a single run is a pack of one.
+        # Before 0.11.1 the vmap of a gradient through cuDNN could crash, and a single run is a pack of one.
         f"jax {'.'.join(map(str, version))} is older than 0.11.1": version < (0, 11, 1),
-        f"heads of width {d_head} are not a multiple of 8 up to {widest}": d_head % 8 > 0 or d_head > widest,
+        f"heads of width {d_head} are not a multiple of 8 up to {max_d_head}": d_head % 8 > 0 or d_head > max_d_head,
         **obstacles,
     }
-    why = [reason for reason, holds in all_obstacles.items() if holds]
-    if asked == "cudnn" and why:
-        raise UserError(f"model.attention=cudnn cannot be had: {'; '.join(why)}. Use auto or xla")
-    return asked != "xla" and not why
+    reasons = [reason for reason, holds in all_obstacles.items() if holds]
+    if implementation == "cudnn" and reasons:
+        raise UserError(f"model.attention=cudnn is not available: {'; '.join(reasons)}. Use auto or xla")
+    return implementation != "xla" and not reasons
 
 
-DROPPING = "attention drops out probabilities"  # an obstacle that every family has
+# Obstacles to cuDNN that every family has.
+DROPOUT_OBSTACLE = "attention drops out probabilities"
+PREFIX_OBSTACLE = "a prefix extends the keys of attention"

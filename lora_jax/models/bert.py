@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., arXiv 1810.04805) and its small relatives, such as MiniLM: post-norm encoder blocks."""
+"""BERT (Devlin et al., arXiv 1810.04805) and models of its design, such as MiniLM: post-norm encoder blocks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,17 +6,18 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.errors import UserError
-from lora_jax.models.attention import DROPPING, Front, View, uses_cudnn
-from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, scan_layers, stack
+from lora_jax.models.attention import DROPOUT_OBSTACLE, PREFIX_OBSTACLE, AttentionContext, RightPadding, uses_cudnn
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, scan_layers, stack_layers
+from lora_jax.models.options import ComputeOptions
+from lora_jax.models.slots import Slot
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The part of a checkpoint's ``config.json`` that shapes the computation; the names are Hugging Face's."""
+    """The keys of ``config.json`` that change the computation, under Hugging Face's names."""
 
     vocab_size: int = 30522
     hidden_size: int = 384
@@ -30,13 +31,13 @@ class BertConfig:
 
     def __post_init__(self):
         if self.hidden_act != "gelu":
-            raise ValueError(f"hidden_act={self.hidden_act!r}: this BERT computes 'gelu' (the exact one) only")
+            raise ValueError(f"hidden_act={self.hidden_act!r}: this BERT computes the exact 'gelu' only")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
 
     @property
-    def longest(self) -> int:
-        """The most tokens of a text."""
+    def max_tokens(self) -> int:
+        """The largest number of tokens in a text."""
         return self.max_position_embeddings
 
 
@@ -45,36 +46,40 @@ class Attention(nnx.Module):
         width = config.hidden_size
         self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
         self.heads = config.num_attention_heads
+        self.prefix: Any = nnx.data(None)
 
-    def __call__(self, x, view: View, key: Key):
-        split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-        q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
-        mixed = view.attend(q, k, v, fold(key, 3))
+    def __call__(self, x, context: AttentionContext, key: Key):
+        by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (f(x, fold(key, i)).reshape(by_head) for i, f in enumerate((self.q, self.k, self.v)))
+        mixed = context.attend(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(x.shape), fold(key, 4))
 
 
 class Mlp(nnx.Module):
-    def __init__(self, width: int, inner: int):
-        self.up = Linear(width, inner)
-        self.down = Linear(inner, width)
+    def __init__(self, d_model: int, d_hidden: int):
+        self.up = Linear(d_model, d_hidden)
+        self.down = Linear(d_hidden, d_model)
 
     def __call__(self, x, key: Key):
         return self.down(gelu(self.up(x, fold(key, 0))), fold(key, 1))
 
 
 class Block(nnx.Module):
-    """`attention` makes another family's attention in place of BERT's, from a config with BERT's names."""
+    """A post-norm block. `make_attention` creates its attention, from a config with BERT's names."""
 
-    def __init__(self, config: Any, attention: Callable[[Any], nnx.Module] = Attention):
-        self.attn = attention(config)
+    def __init__(self, config: Any, make_attention: Callable[[Any], nnx.Module] = Attention):
+        self.attn = make_attention(config)
         self.attn_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
 
-    def __call__(self, x, view: View, key: Key):
-        mixed = self.attn(x, view, fold(key, 0))
-        x = self.attn_norm(x + dropout(mixed, view.rate, fold(key, 1)))
-        return self.mlp_norm(x + dropout(self.mlp(x, fold(key, 2)), view.rate, fold(key, 3)))
+    def __call__(self, x, context: AttentionContext, key: Key):
+        mixed = self.after_attn(self.attn(x, context, fold(key, 0)), fold(key, 4))
+        x = self.attn_norm(x + dropout(mixed, context.dropout_rate, fold(key, 1)))
+        transformed = self.after_mlp(self.mlp(x, fold(key, 2)), fold(key, 5))
+        x = self.mlp_norm(x + dropout(transformed, context.dropout_rate, fold(key, 3)))
+        return self.after_block(x, fold(key, 6))
 
 
 class Embeddings(nnx.Module):
@@ -89,60 +94,65 @@ class Embeddings(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     def __init__(self, config: BertConfig):
         self.embed = Embeddings(config)
-        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
         self.pooler = Linear(config.hidden_size, config.hidden_size)
         self.config = config
 
     def __call__(
         self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
-        types: Int[Array, "batch tokens"] | None = None,
+        tokens: Int[Array, "batch seq"],
+        mask: Bool[Array, "batch seq"],
+        types: Int[Array, "batch seq"] | None = None,
         *,
-        rate: Float[Array, ""] | float = 0.0,
+        dropout_rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        dtype: DTypeLike = jnp.float32,
-        unroll: int | bool = 1,
-        remat: str = "none",
-        attention: str = "auto",
-    ) -> Float[Array, "batch tokens width"]:
-        """Hidden states after the last block. With `key`, dropout at `rate` is on, as in training.
+        options: ComputeOptions = ComputeOptions(),
+    ) -> Float[Array, "batch seq d_model"]:
+        """Computes the hidden states after the last block.
 
-        `unroll` and `remat` are `scan_layers`'s, `attention` is one of attention.IMPLEMENTATIONS. Raises UserError for
-        more tokens than there are positions.
+        Args:
+          tokens: token ids.
+          mask: False at padding, which may be on either side.
+          types: the type (segment) of each token. By default all are 0.
+          dropout_rate: the dropout on embeddings, attention's probabilities, and the outputs of attention and MLP.
+          key: the key of dropout. None turns it off.
+          options: dtype, speed and memory.
+
+        Raises:
+          UserError: a text has more tokens than there are positions.
         """
-        longest = self.config.longest
-        if tokens.shape[-1] > longest:
+        max_tokens = self.config.max_tokens
+        if tokens.shape[-1] > max_tokens:
             raise UserError(
-                f"texts of {tokens.shape[-1]} tokens: this {type(self).__name__} has positions for {longest}"
+                f"texts of {tokens.shape[-1]} tokens: this {type(self).__name__} has positions for {max_tokens}"
             )
         types = jnp.zeros_like(tokens) if types is None else types
-        x = dropout(self.embed(tokens, types, self.positions(mask), dtype), rate, fold(key, 0))
+        x = dropout(self.embed(tokens, types, self.positions(mask), options.dtype), dropout_rate, fold(key, 0))
         d_head = self.config.hidden_size // self.config.num_attention_heads
-        cudnn = uses_cudnn(attention, dtype, d_head, {DROPPING: key is not None})
-        front = Front.of(mask) if cudnn else Front()
-        view = View(mask[:, None, None, :], rate, cudnn, front)
+        obstacles = {DROPOUT_OBSTACLE: key is not None, PREFIX_OBSTACLE: self.layers.attn.prefix is not None}
+        cudnn = uses_cudnn(options.attention, options.dtype, d_head, obstacles)
+        padding = RightPadding.from_mask(mask) if cudnn else RightPadding()
+        context = AttentionContext(mask[:, None, None, :], dropout_rate, cudnn, padding)
 
         def apply(block, x, key):
-            return block(x, view, key)
+            return block(x, context, key)
 
-        x = scan_layers(self.layers, front.enter(x), fold(key, 1), apply, unroll=unroll, remat=remat)
-        return front.leave(x)
+        return padding.undo(scan_layers(self.layers, padding.apply(x), fold(key, 1), apply, options))
 
-    def positions(self, mask: Bool[Array, "batch tokens"]) -> Int[Array, "#batch tokens"]:
-        """Each token's row in the table of positions: its place in the text."""
+    def positions(self, mask: Bool[Array, "batch seq"]) -> Int[Array, "#batch seq"]:
+        """Returns each token's row in the table of positions: its column."""
         return jnp.arange(mask.shape[-1])[None]
 
-    def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
-        """BERT's pooler: a tanh layer on the first token."""
+    def pool_first(self, hidden: Float[Array, "batch seq d_model"]) -> Float[Array, "batch d_model"]:
+        """Applies BERT's pooler: a dense layer and tanh on the first token's state."""
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
 
-# Checkpoint names to paths; {} stands for a layer's number. Kernels are transposed on the way in.
+# Maps names in checkpoints to parameter paths. {} stands for a layer's number. Loading transposes kernels.
 NAMES = {
     "embeddings.word_embeddings.weight": "embed/word/embedding",
     "embeddings.position_embeddings.weight": "embed/position/embedding",
@@ -169,11 +179,11 @@ NAMES = {
     "pooler.dense.bias": "pooler/bias",
 }
 
-# A checkpoint may carry one of these before every name above.
+# A checkpoint may have one of these before every name above.
 PREFIXES = ("", "bert.")
-# What older checkpoints call a part of a name today.
+# Maps parts of names in older checkpoints to their names today.
 RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# Tensors that a checkpoint may hold and a backbone has no use for: constants, and heads of other tasks.
+# Tensors in a checkpoint that a backbone does not need: constants, and heads of other tasks.
 IGNORED = (r"(bert\.)?embeddings\.(position_ids|token_type_ids)", r"cls\..*", r"classifier\..*", r"qa_outputs\..*")
-# What config.json may leave out but not contradict: this file computes nothing else.
+# Keys that config.json must set to these values or leave out: this file computes nothing else.
 FIXED = {"position_embedding_type": "absolute", "is_decoder": False}

@@ -1,4 +1,4 @@
-"""What a decoder's token may see: positions, causal masks, and the cache of earlier tokens' keys and values."""
+"""What a decoder's token attends to: positions, causal masks, and the cache of earlier keys and values."""
 
 from typing import NamedTuple
 
@@ -9,89 +9,114 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far. A slot whose mask is False holds padding, or nothing yet."""
+    """Keys and values of the tokens so far, in arrays that have room for `capacity` tokens.
 
-    k: Float[Array, "layers batch slots kv_heads d_head"]
-    v: Float[Array, "layers batch slots kv_heads d_head"]
-    mask: Bool[Array, "batch slots"]
-    length: Int[Array, ""]  # slots taken
+    Attributes:
+      k: keys of every layer.
+      v: values of every layer.
+      mask: False where the cache holds padding, or nothing yet.
+      length: the number of tokens in the cache, padding included.
+    """
 
-    def admit(self, mask: Bool[Array, "batch tokens"]) -> "Cache":
-        """With the next slots taken by tokens of which `mask` says whether they are real.
+    k: Float[Array, "layers batch capacity kv_heads d_head"]
+    v: Float[Array, "layers batch capacity kv_heads d_head"]
+    mask: Bool[Array, "batch capacity"]
+    length: Int[Array, ""]
 
-        More tokens than free slots is the caller's mistake: `length` is traced, so it cannot be seen here.
+    def reserve(self, mask: Bool[Array, "batch seq"]) -> "Cache":
+        """Returns the cache with room taken for the next tokens. `mask` says which of them are not padding.
+
+        The caller must not exceed the capacity: `length` is traced, so this method cannot check it.
         """
-        taken = jax.lax.dynamic_update_slice(self.mask, mask, (0, self.length))
-        return self._replace(mask=taken, length=self.length + mask.shape[1])
+        extended = jax.lax.dynamic_update_slice(self.mask, mask, (0, self.length))
+        return self._replace(mask=extended, length=self.length + mask.shape[1])
 
     def write(
-        self, layer: Int[Array, ""], k: Float[Array, "batch tokens kv_heads d"], v: Float[Array, "batch tokens kv d"]
-    ) -> tuple["Cache", Float[Array, "batch slots kv_heads d"], Float[Array, "batch slots kv_heads d"]]:
-        """The last admitted tokens' `k` and `v` in their slots; then all keys and values of `layer`."""
+        self,
+        layer: Int[Array, ""],
+        k: Float[Array, "batch seq kv_heads d_head"],
+        v: Float[Array, "batch seq kv_heads d_head"],
+    ) -> tuple["Cache", Float[Array, "batch capacity kv_heads d_head"], Float[Array, "batch capacity kv_heads d_head"]]:
+        """Writes the keys and values of the tokens that were reserved last.
+
+        Returns:
+          The new cache, and all keys and all values of `layer`.
+        """
         start = (layer, 0, self.length - k.shape[1], 0, 0)
         keys = jax.lax.dynamic_update_slice(self.k, k[None].astype(self.k.dtype), start)
         values = jax.lax.dynamic_update_slice(self.v, v[None].astype(self.v.dtype), start)
         return self._replace(k=keys, v=values), keys[layer].astype(k.dtype), values[layer].astype(v.dtype)
 
     def repeat(self, times: int) -> "Cache":
-        """With every row of the batch `times` times, one after another."""
+        """Returns the cache with every row of the batch repeated `times` times in a row."""
         k, v = (jnp.repeat(x, times, axis=1) for x in (self.k, self.v))
         return self._replace(k=k, v=v, mask=jnp.repeat(self.mask, times, axis=0))
 
     def reorder(self, rows: Int[Array, " batch"], *, start: int = 0) -> "Cache":
-        """Row i goes on from what row ``rows[i]`` holds in the slots from `start` on.
+        """Returns the cache whose row i holds what row ``rows[i]`` held, from column `start` on.
 
-        Earlier slots stay: in a beam search the two rows hold the same prompt there.
+        Earlier columns stay as they are: in a beam search both rows hold the same prompt there.
         """
         k, v = (x.at[:, :, start:].set(x[:, rows, start:]) for x in (self.k, self.v))
         return self._replace(k=k, v=v, mask=self.mask.at[:, start:].set(self.mask[rows, start:]))
 
 
 def empty_cache(
-    layers: int, batch: int, slots: int, kv_heads: int, d_head: int, dtype: DTypeLike = jnp.float32
+    layers: int, batch: int, capacity: int, kv_heads: int, d_head: int, dtype: DTypeLike = jnp.float32
 ) -> Cache:
-    """A cache for `slots` tokens, none taken."""
-    zeros = jnp.zeros((layers, batch, slots, kv_heads, d_head), dtype)
-    return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), jnp.int32(0))
+    """Returns an empty cache with room for `capacity` tokens."""
+    zeros = jnp.zeros((layers, batch, capacity, kv_heads, d_head), dtype)
+    return Cache(zeros, zeros, jnp.zeros((batch, capacity), bool), jnp.int32(0))
 
 
-def positions_of(
-    mask: Bool[Array, "batch tokens"], segments: Int[Array, "batch tokens"] | None = None, cache: Cache | None = None
-) -> Int[Array, "batch tokens"]:
-    """Each token's place among the unmasked ones: of its segment, and after those in `cache` (before they admit it).
+def token_positions(
+    mask: Bool[Array, "batch seq"], segments: Int[Array, "batch seq"] | None = None, cache: Cache | None = None
+) -> Int[Array, "batch seq"]:
+    """Returns the position of each token among the unmasked tokens of its segment.
 
-    Padding, on either side, does not count. A padded place itself gets that of the token before it, or 0.
+    Padding does not count, on either side. A padded column has the position of the token before it, or 0.
+
+    Args:
+      mask: False at padding.
+      segments: the number of the sequence that each token belongs to, where several are packed into a row.
+      cache: earlier tokens, before it reserves room for these. Positions continue after them.
     """
     count = jnp.cumsum(mask, axis=-1, dtype=jnp.int32)
     if segments is not None:
-        begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-        count = count - jax.lax.cummax(jnp.where(begins, count - mask, 0), axis=1)
+        is_first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+        count = count - jax.lax.cummax(jnp.where(is_first, count - mask, 0), axis=1)
     if cache is not None:
         count = count + cache.mask.sum(-1, keepdims=True, dtype=jnp.int32)
     return jnp.maximum(count - 1, 0)
 
 
 def causal_mask(
-    mask: Bool[Array, "batch tokens"],
-    segments: Int[Array, "batch tokens"] | None = None,
+    mask: Bool[Array, "batch seq"],
+    segments: Int[Array, "batch seq"] | None = None,
     cache: Cache | None = None,
     *,
     window: int | None = None,
-) -> Bool[Array, "batch 1 tokens keys"]:
-    """Which keys each token sees: itself and earlier unmasked ones of its segment, the last `window` of them at most.
+) -> Bool[Array, "batch 1 seq keys"]:
+    """Returns which keys each token attends to: itself and earlier unmasked tokens of its segment.
 
-    With `cache` (which has admitted these tokens) the keys are its slots. Raises ValueError for segments and a cache
-    together: packed sequences are for training.
+    Args:
+      mask: False at padding.
+      segments: the number of the sequence that each token belongs to.
+      cache: earlier tokens, after it has reserved room for these. The keys are then the cache's columns.
+      window: how many tokens a token attends to, itself included. None means all.
+
+    Raises:
+      ValueError: both segments and a cache are given. Packed sequences are for training.
     """
     if cache is not None and segments is not None:
         raise ValueError("segments and a cache exclude each other")
     keys = mask if cache is None else cache.mask
     row = jnp.arange(mask.shape[1])[:, None] + (0 if cache is None else cache.length - mask.shape[1])
     column = jnp.arange(keys.shape[1])[None, :]
-    seen = column <= row
+    visible = column <= row
     if window is not None:
-        seen &= row - column < window
-    wide = seen & keys[:, None, None, :]
+        visible &= row - column < window
+    full = visible & keys[:, None, None, :]
     if segments is not None:
-        wide &= (segments[:, :, None] == segments[:, None, :])[:, None]
-    return wide
+        full &= (segments[:, :, None] == segments[:, None, :])[:, None]
+    return full

@@ -1,8 +1,8 @@
-"""DeBERTa v2 and v3 (He et al., arXiv 2006.03654 and 2111.09543): attention that tells content from position.
+"""DeBERTa v2 and v3 (He et al., arXiv 2006.03654 and 2111.09543): attention with separate content and position.
 
 A score is content·content + content·position + position·content (eq. 4 of the first), over √(3·d_head). A position is
-the distance from query to key, in logarithmic buckets; its vectors go through the layer's own q and k, so that LoRA
-on those adapts both. v2's large models add to the first layer's output a convolution of the embeddings.
+the distance from query to key, in logarithmic buckets. Its embedding goes through the layer's own q and k, so LoRA on
+those adapts both uses. v2's large models add a convolution of the embeddings to the first layer's output.
 """
 
 import dataclasses
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.attention import View, uses_cudnn
+from lora_jax.errors import UserError
+from lora_jax.models.attention import AttentionContext, uses_cudnn
 from lora_jax.models.bert import Block
-from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, scan_layers, stack
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, scan_layers, stack_layers
+from lora_jax.models.options import ComputeOptions
 
 SUPPORTED: dict[str, Any] = {
     "hidden_act": "gelu",
@@ -34,7 +35,7 @@ CONV_ACTIVATIONS = {"tanh": jnp.tanh, "gelu": lambda x: jax.nn.gelu(x, approxima
 
 @dataclasses.dataclass(frozen=True)
 class DebertaConfig:
-    """The part of a checkpoint's ``config.json`` that shapes the computation; the names are Hugging Face's."""
+    """The keys of ``config.json`` that change the computation, under Hugging Face's names."""
 
     vocab_size: int
     hidden_size: int
@@ -56,9 +57,9 @@ class DebertaConfig:
     conv_act: str = "tanh"
 
     def __post_init__(self):
-        for name, only in SUPPORTED.items():
-            if getattr(self, name) != only:
-                raise ValueError(f"{name}={getattr(self, name)!r}: this DeBERTa computes {only!r} only")
+        for name, value in SUPPORTED.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r}: this DeBERTa computes {value!r} only")
         parts = self.pos_att_type
         object.__setattr__(self, "pos_att_type", tuple(parts.split("|") if isinstance(parts, str) else parts))
         if sorted(self.pos_att_type) != ["c2p", "p2c"]:
@@ -71,29 +72,34 @@ class DebertaConfig:
             raise ValueError(f"conv_act={self.conv_act!r}: must be one of {', '.join(CONV_ACTIVATIONS)}")
 
     @property
-    def farthest(self) -> int:
-        """The distance that counts as the farthest."""
+    def max_distance(self) -> int:
+        """The largest distance that is distinguished. Greater ones count as this one."""
         return self.max_relative_positions if self.max_relative_positions > 0 else self.max_position_embeddings
 
     @property
     def span(self) -> int:
-        """How many distances, or buckets of them, are told apart on each side."""
-        return self.position_buckets if self.position_buckets > 0 else self.farthest
+        """The number of distances, or of buckets of distances, on each side."""
+        return self.position_buckets if self.position_buckets > 0 else self.max_distance
 
 
-class Positions(NamedTuple):
-    """The vectors of those distances that `tokens` places have, and which of them belongs to each distance."""
+class RelativePositions(NamedTuple):
+    """Embeddings of the distances that occur in texts of `seq` tokens.
 
-    vectors: Float[Array, "used width"]
-    row: Int[np.ndarray, " 2*tokens-1"]  # into `vectors`, for distances 1 - tokens, ..., tokens - 1
+    Attributes:
+      embeddings: one row per bucket that occurs.
+      rows: the row of `embeddings` for each of the distances 1 - seq, ..., seq - 1.
+    """
+
+    embeddings: Float[Array, "buckets d_model"]
+    rows: Int[np.ndarray, " 2*seq-1"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DebertaView(View):
-    """What every block is told beside its input."""
+class DebertaContext(AttentionContext):
+    """What every block receives beside its input."""
 
     mask: Bool[Array, "batch 1 1 keys"]
-    positions: Positions = dataclasses.field(kw_only=True)
+    positions: RelativePositions = dataclasses.field(kw_only=True)
 
 
 class Attention(nnx.Module):
@@ -101,30 +107,40 @@ class Attention(nnx.Module):
         width = config.hidden_size
         self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
         self.heads = config.num_attention_heads
+        self.prefix: Any = nnx.data(None)
 
-    def __call__(self, x, view: DebertaView, key: Key):
-        def split(x):
+    def __call__(self, x, context: DebertaContext, key: Key):
+        """Raises UserError for a grafted prefix: it has no position, so its distance to a token is undefined."""
+        if self.prefix is not None:
+            raise UserError(
+                "a prefix has no position, and DeBERTa's attention needs the distance of every key: "
+                "use a family without relative positions"
+            )
+
+        def split_heads(x):
             return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
-        q, k, v = (split(f(x, fold(key, i))) for i, f in enumerate((self.q, self.k, self.v)))
-        vectors = dropout(view.positions.vectors, view.rate, fold(key, 5))
-        # Which distance a place of a square of scores has is fixed, so no score is gathered: each query meets every
-        # distance's key once (and each key every distance's query), and `shift` puts the products where they belong.
-        far_q, far_k = (
-            jnp.take(split(f(vectors, fold(key, i))), view.positions.row, axis=0) for i, f in ((6, self.q), (7, self.k))
+        q, k, v = (split_heads(f(x, fold(key, i))) for i, f in enumerate((self.q, self.k, self.v)))
+        embeddings, rows = context.positions
+        embeddings = dropout(embeddings, context.dropout_rate, fold(key, 5))
+        # The distance between query and key depends only on their columns, so no score is gathered: every query is
+        # multiplied with every distance's key (and every key with every distance's query), and `relative_shift` moves
+        # the products to their columns.
+        position_q, position_k = (
+            jnp.take(split_heads(f(embeddings, fold(key, i))), rows, axis=0) for i, f in ((6, self.q), (7, self.k))
         )
         scores = jnp.einsum("bthd,bshd->bhts", q, k)
-        scores += shift(jnp.einsum("bthd,mhd->bhtm", q, far_k[::-1]))
-        scores += shift(jnp.einsum("bshd,mhd->bhsm", k, far_q)).swapaxes(-1, -2)
+        scores += relative_shift(jnp.einsum("bthd,mhd->bhtm", q, position_k[::-1]))
+        scores += relative_shift(jnp.einsum("bshd,mhd->bhsm", k, position_q)).swapaxes(-1, -2)
         scores = scores.astype(jnp.promote_types(x.dtype, jnp.float32)) * (3 * q.shape[-1]) ** -0.5
-        scores = jnp.where(view.mask, scores, jnp.finfo(scores.dtype).min)
-        weights = dropout(jax.nn.softmax(scores, axis=-1).astype(x.dtype), view.rate, fold(key, 3))
+        scores = jnp.where(context.mask, scores, jnp.finfo(scores.dtype).min)
+        weights = dropout(jax.nn.softmax(scores, axis=-1).astype(x.dtype), context.dropout_rate, fold(key, 3))
         mixed = checkpoint_name(jnp.einsum("bhts,bshd->bthd", weights, v), "attention")
         return self.o(mixed.reshape(x.shape), fold(key, 4))
 
 
 class Conv(nnx.Module):
-    """A convolution over neighbouring tokens, as a linear layer over windows of them."""
+    """A convolution over neighbouring tokens, computed as a linear layer on windows of them."""
 
     def __init__(self, config: DebertaConfig):
         self.window = Linear(config.hidden_size * config.conv_kernel_size, config.hidden_size)
@@ -132,13 +148,13 @@ class Conv(nnx.Module):
         self.size = config.conv_kernel_size
         self.activation = config.conv_act
 
-    def __call__(self, x, mask, rate, key: Key):
-        half, tokens = self.size // 2, x.shape[1]
+    def __call__(self, x, mask, dropout_rate, key: Key):
+        half, seq = self.size // 2, x.shape[1]
         padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)))
-        # A window's numbers lie as in a convolution's kernel: the channels, and within one its neighbours.
-        windows = jnp.stack([padded[:, i : i + tokens] for i in range(self.size)], axis=-1).reshape(*x.shape[:2], -1)
+        # A window is laid out as in a convolution's kernel: channel by channel, and neighbours within each.
+        windows = jnp.stack([padded[:, i : i + seq] for i in range(self.size)], axis=-1).reshape(*x.shape[:2], -1)
         mixed = jnp.where(mask[..., None], self.window(windows, fold(key, 0)), 0)
-        return CONV_ACTIVATIONS[self.activation](dropout(mixed, rate, fold(key, 1)))
+        return CONV_ACTIVATIONS[self.activation](dropout(mixed, dropout_rate, fold(key, 1)))
 
 
 class Embeddings(nnx.Module):
@@ -153,82 +169,91 @@ class Embeddings(nnx.Module):
 
 
 class Deberta(nnx.Module):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     def __init__(self, config: DebertaConfig):
         self.embed = Embeddings(config)
         self.conv = Conv(config) if config.conv_kernel_size else nnx.data(None)
-        self.layers = stack(lambda: Block(config, Attention), config.num_hidden_layers)
+        self.layers = stack_layers(lambda: Block(config, Attention), config.num_hidden_layers)
         self.config = config
 
     def __call__(
         self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
+        tokens: Int[Array, "batch seq"],
+        mask: Bool[Array, "batch seq"],
         *,
-        rate: Float[Array, ""] | float = 0.0,
+        dropout_rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        dtype: DTypeLike = jnp.float32,
-        unroll: int | bool = 1,
-        remat: str = "none",
-        attention: str = "auto",
-    ) -> Float[Array, "batch tokens width"]:
-        """Hidden states after the last block; at masked places, numbers without meaning.
+        options: ComputeOptions = ComputeOptions(),
+    ) -> Float[Array, "batch seq d_model"]:
+        """Computes the hidden states after the last block. At masked columns they have no meaning.
 
-        With `key`, dropout at `rate` is on, as in training. `unroll` and `remat` are `scan_layers`'s. `attention` is
-        XLA's; raises UserError for ``cudnn``. Any number of tokens will do: distances beyond the farthest count as
-        that.
+        Texts may have any number of tokens: distances beyond `max_distance` count as that one.
+
+        Args:
+          tokens: token ids.
+          mask: False at padding, which may be on either side.
+          dropout_rate: the dropout on embeddings, attention's probabilities, and the outputs of attention and MLP.
+          key: the key of dropout. None turns it off.
+          options: dtype, speed and memory. XLA computes attention.
+
+        Raises:
+          UserError: `options.attention` is ``cudnn``, or a prefix is grafted.
         """
-        d_head = self.config.hidden_size // self.config.num_attention_heads
-        uses_cudnn(attention, dtype, d_head, {"DeBERTa adds positions to its scores": True})  # only to refuse it
-        embedded = dropout(self.embed(tokens, mask, dtype), rate, fold(key, 0))
-        used, row = np.unique(distances(tokens.shape[-1], self.config) + self.config.span, return_inverse=True)
-        vectors = self.embed.distance_norm(self.embed.distance(jnp.asarray(used), dtype))
-        view = DebertaView(mask[:, None, None, :], rate, positions=Positions(vectors, row))
-        # The convolution reads the embeddings only, so it stays out of the scan; what it adds goes in after layer 0.
-        added = None if self.conv is None else self.conv(embedded, mask, rate, fold(key, 2))
+        dtype, d_head = options.dtype, self.config.hidden_size // self.config.num_attention_heads
+        # Never true. Called for its error where `options.attention` is "cudnn".
+        uses_cudnn(options.attention, dtype, d_head, {"DeBERTa adds positions to its scores": True})
+        embedded = dropout(self.embed(tokens, mask, dtype), dropout_rate, fold(key, 0))
+        buckets, rows = np.unique(
+            distance_buckets(tokens.shape[-1], self.config) + self.config.span, return_inverse=True
+        )
+        embeddings = self.embed.distance_norm(self.embed.distance(jnp.asarray(buckets), dtype))
+        positions = RelativePositions(embeddings, rows)
+        context = DebertaContext(mask[:, None, None, :], dropout_rate, positions=positions)
+        # The convolution reads the embeddings alone, so it stays outside the scan. Its output is added after layer 0.
+        conv_output = None if self.conv is None else self.conv(embedded, mask, dropout_rate, fold(key, 2))
 
-        def join(x):
-            return self.conv.norm(x + added) * mask[..., None].astype(dtype)
+        def add_conv(x):
+            return self.conv.norm(x + conv_output) * mask[..., None].astype(dtype)
 
         def apply(item, x, key):
-            block, first = item
-            x = block(x, view, key)
-            return x if added is None else jax.lax.cond(first, join, lambda x: x, x)
+            block, is_first = item
+            x = block(x, context, key)
+            return x if conv_output is None else jax.lax.cond(is_first, add_conv, lambda x: x, x)
 
         items = (self.layers, jnp.arange(self.config.num_hidden_layers) == 0)
-        return scan_layers(items, embedded, fold(key, 1), apply, unroll=unroll, remat=remat)
+        return scan_layers(items, embedded, fold(key, 1), apply, options)
 
-    def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
-        """The first token, [CLS], as it is; the head has a dense layer of its own for it."""
+    def pool_first(self, hidden: Float[Array, "batch seq d_model"]) -> Float[Array, "batch d_model"]:
+        """Returns the state of the first token, [CLS]. The classifier's head applies a dense layer to it."""
         return hidden[:, 0]
 
 
-def distances(tokens: int, config: DebertaConfig) -> Int[np.ndarray, " 2*tokens-1"]:
-    """The bucket of every distance from 1 - tokens to tokens - 1, from -span to span - 1.
+def distance_buckets(seq: int, config: DebertaConfig) -> Int[np.ndarray, " 2*seq-1"]:
+    """Returns the bucket, from -span to span - 1, of every distance from 1 - seq to seq - 1.
 
-    Up to half of `position_buckets` a distance has a bucket of its own; from there on buckets grow logarithmically.
+    Up to half of `position_buckets` a distance has a bucket of its own. Beyond, buckets grow logarithmically.
     """
-    distance = np.arange(1 - tokens, tokens)
+    distance = np.arange(1 - seq, seq)
     if config.position_buckets > 0:
         half = config.position_buckets // 2
-        # In float32, operation for operation as the reference: a rounding error would move a distance's bucket.
+        # In float32 and in the reference's order of operations: a rounding error would put a distance elsewhere.
         size = np.maximum(np.abs(distance), half).astype(np.float32)
-        ratio = np.log(size / np.float32(half)) / np.log(np.float32((config.farthest - 1) / half))
+        ratio = np.log(size / np.float32(half)) / np.log(np.float32((config.max_distance - 1) / half))
         bucket = (np.ceil(ratio * np.float32(half - 1)) + half).astype(int) * np.sign(distance)
         distance = np.where(np.abs(distance) <= half, distance, bucket)
     return np.clip(distance, -config.span, config.span - 1)
 
 
-def shift(scores: Float[Array, "... tokens 2*tokens-1"]) -> Float[Array, "... tokens tokens"]:
-    """out[i, j] = scores[i, j - i + tokens - 1], by padding and reshaping alone."""
-    *lead, tokens, columns = scores.shape
+def relative_shift(scores: Float[Array, "... seq 2*seq-1"]) -> Float[Array, "... seq seq"]:
+    """Returns ``out[i, j] = scores[i, j - i + seq - 1]``, by padding and reshaping alone."""
+    *lead, seq, columns = scores.shape
     flat = jnp.pad(scores, [(0, 0)] * (len(lead) + 1) + [(0, 1)]).reshape(*lead, -1)
-    rows = flat[..., tokens - 1 : tokens - 1 + tokens * columns].reshape(*lead, tokens, columns)
-    return rows[..., :tokens]
+    rows = flat[..., seq - 1 : seq - 1 + seq * columns].reshape(*lead, seq, columns)
+    return rows[..., :seq]
 
 
-# The tables are explained in bert.py. A convolution's kernel is flattened when it is loaded (weights/load.py).
+# bert.py explains these tables. Loading (weights/load.py) flattens a convolution's kernel.
 NAMES = {
     "embeddings.word_embeddings.weight": "embed/word/embedding",
     "embeddings.LayerNorm.weight": "embed/norm/scale",
@@ -257,7 +282,7 @@ NAMES = {
     "encoder.layer.{}.output.LayerNorm.weight": "layers/mlp_norm/scale",
     "encoder.layer.{}.output.LayerNorm.bias": "layers/mlp_norm/bias",
 }
-WINDOWS = {"encoder.conv.conv.weight": lambda config: (config.hidden_size, config.conv_kernel_size)}  # see vit.py
+WINDOWS = {"encoder.conv.conv.weight": lambda config: (config.hidden_size, config.conv_kernel_size)}  # as in vit.py
 PREFIXES = ("", "deberta.")
 IGNORED = (
     r"(deberta\.)?embeddings\.(position_ids|position_embeddings\.weight)",

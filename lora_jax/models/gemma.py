@@ -1,8 +1,9 @@
 """Gemma 1, 2 and 3 (arXiv 2403.08295, 2408.00118, 2503.19786).
 
-As models/llama.py, but: embeddings are scaled by the root of the width, norms store their scale less one, the MLP's
-gate is a GELU. Gemma 2 and 3 also normalise what a layer adds, and let most layers see a sliding window only; Gemma 2
-softly caps attention scores and logits; Gemma 3 normalises each head's q and k, and turns sliding layers faster.
+The differences from models/llama.py: embeddings are scaled by the square root of their width, norms store their scale
+minus one, and the MLP's gate is a GELU. Gemma 2 and 3 also normalise the outputs of attention and MLP, and most of
+their layers attend to a sliding window. Gemma 2 caps attention's scores and the logits. Gemma 3 normalises q and k in
+each head, and its sliding layers have a rope of higher frequencies.
 """
 
 import dataclasses
@@ -13,16 +14,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lora_jax.models.decoder import Decoder, DecoderView, Kind
-from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack
+from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
+from lora_jax.models.slots import Slot
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-    """Gemma 1: the part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's."""
+    """Gemma 1: the keys of ``config.json`` that change the computation, with Hugging Face's names and defaults."""
 
     vocab_size: int
     hidden_size: int
@@ -41,17 +43,19 @@ class GemmaConfig:
     rope_parameters: Mapping[str, Any] | None = None
 
     def __post_init__(self):
-        # Gemma 1's first configs say "gelu" in `hidden_act` and mean the approximation too.
-        said = self.hidden_activation or self.hidden_act or "gelu"
-        if said not in ("gelu_pytorch_tanh", "gelu"):
-            raise ValueError(f"hidden_activation={said!r}: this family computes 'gelu_pytorch_tanh' only")
+        # Gemma 1's first configs have hidden_act="gelu", which means the approximation too.
+        activation = self.hidden_activation or self.hidden_act or "gelu"
+        if activation not in ("gelu_pytorch_tanh", "gelu"):
+            raise ValueError(f"hidden_activation={activation!r}: this family computes 'gelu_pytorch_tanh' only")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} attention heads are not a multiple of {self.num_key_value_heads} for k, v"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim}: rotary embeddings turn pairs, so it must be even")
-        # Dicts are replaced by what they mean: a module's static parts must be hashable.
+            raise ValueError(
+                f"head_dim={self.head_dim}: rotary embeddings rotate pairs of dimensions, so it must be even"
+            )
+        # A module's static attributes must be hashable, so no dict may stay.
         ropes = self._ropes()
         for name, value in {"rope_parameters": tuple(ropes.items()), "rope_scaling": None}.items():
             object.__setattr__(self, name, value)
@@ -63,8 +67,8 @@ class GemmaConfig:
         return {FULL: rope, SLIDING: rope}
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return (Kind(rope=self._ropes()[FULL]),) * self.num_hidden_layers
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
+        return (LayerSpec(rope=self._ropes()[FULL]),) * self.num_hidden_layers
 
     @property
     def kv_heads(self) -> int:
@@ -75,13 +79,13 @@ class GemmaConfig:
         return self.head_dim
 
     @property
-    def scalar(self) -> float:
-        """Scores are divided by this number's root."""
+    def score_divisor(self) -> float:
+        """The number by whose square root attention's scores are divided."""
         return self.head_dim
 
     @property
-    def cap(self) -> float | None:
-        """What attention's scores are softly capped at."""
+    def softcap(self) -> float | None:
+        """The soft cap of attention's scores, or None."""
         return None
 
 
@@ -92,29 +96,28 @@ class Gemma2Config(GemmaConfig):
     query_pre_attn_scalar: float = 256
     attn_logit_softcapping: float | None = 50.0
     final_logit_softcapping: float | None = 30.0
-    sliding_window_pattern: int = 2  # every so many-th layer is full; newer configs have `layer_types`
+    sliding_window_pattern: int = 2  # every n-th layer attends to all tokens; newer configs have `layer_types`
 
     def __post_init__(self):
         super().__post_init__()
-        every = self.sliding_window_pattern
-        kinds = self.layer_types or [SLIDING if (i + 1) % every else FULL for i in range(self.num_hidden_layers)]
-        if len(kinds) != self.num_hidden_layers or set(kinds) - {FULL, SLIDING}:
-            raise ValueError(f"layer_types={list(kinds)}: must be {FULL} or {SLIDING} for each of the layers")
-        object.__setattr__(self, "layer_types", tuple(kinds))
+        period = self.sliding_window_pattern
+        types = self.layer_types or [SLIDING if (i + 1) % period else FULL for i in range(self.num_hidden_layers)]
+        if len(types) != self.num_hidden_layers or set(types) - {FULL, SLIDING}:
+            raise ValueError(f"layer_types={list(types)}: must be {FULL} or {SLIDING} for each of the layers")
+        object.__setattr__(self, "layer_types", tuple(types))
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        kind = {
-            name: Kind(self.sliding_window if name == SLIDING else None, rope) for name, rope in self._ropes().items()
-        }
-        return tuple(kind[name] for name in self.layer_types or ())
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
+        windows = {FULL: None, SLIDING: self.sliding_window}
+        specs = {name: LayerSpec(windows[name], rope) for name, rope in self._ropes().items()}
+        return tuple(specs[name] for name in self.layer_types or ())
 
     @property
-    def scalar(self) -> float:
+    def score_divisor(self) -> float:
         return self.query_pre_attn_scalar
 
     @property
-    def cap(self) -> float | None:
+    def softcap(self) -> float | None:
         return self.attn_logit_softcapping
 
 
@@ -127,8 +130,8 @@ class Gemma3Config(Gemma2Config):
     sliding_window_pattern: int = 6
 
     @property
-    def cap(self) -> float | None:
-        return None  # transformers, too, reads Gemma 3's cap and leaves it alone
+    def softcap(self) -> float | None:
+        return None  # transformers reads Gemma 3's cap, but does not apply it either
 
     def _ropes(self) -> dict[str, Rope]:
         if isinstance(self.rope_parameters, tuple):
@@ -150,17 +153,20 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps, offset=1.0) if normed else nnx.data(None)
         self.k_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps, offset=1.0) if normed else nnx.data(None)
         self.d_head = d_head
-        self.scale = (d_head / config.scalar) ** 0.5  # on top of attention's own 1/√d_head
-        self.cap = config.cap
+        self.scale = (d_head / config.score_divisor) ** 0.5  # on top of attention's own 1/√d_head
+        self.softcap = config.softcap
+        self.prefix: Any = nnx.data(None)
 
-    def __call__(self, x, view: DecoderView, key: Key):
+    def __call__(self, x, context: DecoderContext, key: Key):
         q, k, v = (
             f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, view.angle), rotate(k, view.angle)
-        mixed, cache = view.attend_back(q * self.scale, k, v, fold(key, 3), cap=self.cap)
+        q, k = rotate(q, context.angle), rotate(k, context.angle)
+        mixed, cache = context.attend_with_cache(
+            q * self.scale, k, v, fold(key, 3), softcap=self.softcap, prefix=self.prefix
+        )
         return self.o(mixed.reshape(*x.shape[:-1], -1), fold(key, 4)), cache
 
 
@@ -180,31 +186,34 @@ class Block(nnx.Module):
         def norm():
             return RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=1.0)
 
-        after = isinstance(config, Gemma2Config)
+        post_norms = isinstance(config, Gemma2Config)
         self.attn_norm = norm()
         self.attn = Attention(config)
-        self.attn_post_norm = norm() if after else nnx.data(None)
+        self.attn_post_norm = norm() if post_norms else nnx.data(None)
         self.mlp_norm = norm()
         self.mlp = Mlp(config)
-        self.mlp_post_norm = norm() if after else nnx.data(None)
+        self.mlp_post_norm = norm() if post_norms else nnx.data(None)
+        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
 
-    def __call__(self, x, view: DecoderView, key: Key):
-        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
+    def __call__(self, x, context: DecoderContext, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
+        mixed = self.after_attn(mixed, fold(key, 4))
         x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
-        wide = self.mlp(self.mlp_norm(x), fold(key, 1))
-        return x + (wide if self.mlp_post_norm is None else self.mlp_post_norm(wide)), cache
+        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 1)), fold(key, 5))
+        x = x + (transformed if self.mlp_post_norm is None else self.mlp_post_norm(transformed))
+        return self.after_block(x, fold(key, 6)), cache
 
 
 class Gemma(Decoder):
-    """Token ids to hidden states; dropout on attention's probabilities alone."""
+    """Maps token ids to hidden states. Dropout is on attention's probabilities alone."""
 
     def __init__(self, config: GemmaConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=1.0)
         self.config = config
 
-    def embedded(self, tokens, positions, rate, key: Key, dtype):
+    def embed_inputs(self, tokens, positions, dropout_rate, key: Key, dtype):
         return self.embed(tokens, dtype) * jnp.asarray(self.config.hidden_size**0.5, dtype)
 
 
@@ -220,7 +229,7 @@ _SHARED = {
     **{f"layers.{{}}.self_attn.{x}_proj.weight": f"layers/attn/{x}/kernel" for x in "qkvo"},
     **{f"layers.{{}}.self_attn.{x}_proj.bias": f"layers/attn/{x}/bias" for x in "qkvo"},
 }
-# Checkpoint names to paths (see models/bert.py), of Gemma 1 and of its successors, which moved one name.
+# Checkpoint names to paths, as in models/bert.py: Gemma 1's, and its successors', which moved one name.
 NAMES = {**_SHARED, "layers.{}.post_attention_layernorm.weight": "layers/mlp_norm/scale"}
 NAMES2 = {
     **_SHARED,

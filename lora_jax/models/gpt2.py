@@ -1,6 +1,7 @@
 """GPT-2 (Radford et al., 2019): pre-norm blocks, learned positions, the embedding as the output layer."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,14 @@ from jax.typing import DTypeLike
 
 from lora_jax.errors import UserError
 from lora_jax.models.causality import Cache
-from lora_jax.models.decoder import Decoder, DecoderView, Kind
-from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, stack
+from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, stack_layers
+from lora_jax.models.slots import Slot
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpt2Config:
-    """The part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's."""
+    """The keys of ``config.json`` that change the computation, with Hugging Face's names and defaults."""
 
     vocab_size: int
     n_embd: int
@@ -38,8 +40,8 @@ class Gpt2Config:
         return self.n_embd
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return (Kind(),) * self.n_layer
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
+        return (LayerSpec(),) * self.n_layer
 
     @property
     def kv_heads(self) -> int:
@@ -54,11 +56,12 @@ class Attention(nnx.Module):
     def __init__(self, config: Gpt2Config):
         self.q, self.k, self.v, self.o = (Linear(config.n_embd, config.n_embd) for _ in range(4))
         self.heads = config.n_head
+        self.prefix: Any = nnx.data(None)
 
-    def __call__(self, x, view: DecoderView, key: Key):
-        split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-        q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
-        mixed, cache = view.attend_back(q, k, v, fold(key, 3))
+    def __call__(self, x, context: DecoderContext, key: Key):
+        by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (f(x, fold(key, i)).reshape(by_head) for i, f in enumerate((self.q, self.k, self.v)))
+        mixed, cache = context.attend_with_cache(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(x.shape), fold(key, 4)), cache
 
 
@@ -78,41 +81,52 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon)
         self.mlp = Mlp(config)
+        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
 
-    def __call__(self, x, view: DecoderView, key: Key):
-        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
-        x = x + dropout(mixed, view.rate, fold(key, 1))
-        return x + dropout(self.mlp(self.mlp_norm(x), fold(key, 2)), view.rate, fold(key, 3)), cache
+    def __call__(self, x, context: DecoderContext, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
+        x = x + dropout(self.after_attn(mixed, fold(key, 4)), context.dropout_rate, fold(key, 1))
+        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 2)), fold(key, 5))
+        x = x + dropout(transformed, context.dropout_rate, fold(key, 3))
+        return self.after_block(x, fold(key, 6)), cache
 
 
 class Gpt2(Decoder):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     def __init__(self, config: Gpt2Config):
         self.embed = Embedding(config.vocab_size, config.n_embd)
         self.position = Embedding(config.n_positions, config.n_embd)
-        self.layers = stack(lambda: Block(config), config.n_layer)
+        self.layers = stack_layers(lambda: Block(config), config.n_layer)
         self.norm = LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon)
         self.config = config
 
-    def embedded(self, tokens, positions, rate, key: Key, dtype):
-        """Raises UserError for more tokens than the learned positions."""
+    def embed_inputs(self, tokens, positions, dropout_rate, key: Key, dtype):
+        """Adds the learned positions to the embeddings.
+
+        Raises:
+          UserError: a text has more tokens than there are positions.
+        """
         if tokens.shape[1] > self.config.n_positions:
             raise UserError(
                 f"texts of {tokens.shape[1]} tokens: this GPT-2 has positions for {self.config.n_positions}"
             )
-        return dropout(self.embed(tokens, dtype) + self.position(positions, dtype), rate, key)
+        return dropout(self.embed(tokens, dtype) + self.position(positions, dtype), dropout_rate, key)
 
-    def empty_cache(self, batch: int, slots: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """As every decoder's. Raises UserError for more slots than the learned positions."""
-        if slots > self.config.n_positions:
+    def empty_cache(self, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
+        """Returns a cache of this model's shape with room for `capacity` tokens.
+
+        Raises:
+          UserError: `capacity` is more than the learned positions.
+        """
+        if capacity > self.config.n_positions:
             raise UserError(
-                f"{slots} tokens of prompt and answer are more than GPT-2's n_positions={self.config.n_positions}"
+                f"{capacity} tokens of prompt and answer are more than GPT-2's n_positions={self.config.n_positions}"
             )
-        return super().empty_cache(batch, slots, dtype)
+        return super().empty_cache(batch, capacity, dtype)
 
 
-# Checkpoint names to paths (see models/bert.py). c_attn is q, k and v side by side; kernels are stored [d_in, d_out].
+# Checkpoint names to paths, as in models/bert.py. c_attn holds q, k and v side by side. Kernels are [d_in, d_out].
 NAMES: dict[str, str | tuple[str, ...]] = {
     "wte.weight": "embed/embedding",
     "wpe.weight": "position/embedding",

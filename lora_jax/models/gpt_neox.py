@@ -1,6 +1,6 @@
-"""GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): attention and MLP side by side, from the same input.
+"""GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): attention and MLP in parallel, from the same input.
 
-Beside GPT-2: rotary positions on a part of each head's dimensions, and an output layer of its own.
+Unlike GPT-2, it has rotary positions on a part of each head's dimensions, and an output layer of its own.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from lora_jax.models.decoder import Decoder, DecoderView, Kind
-from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, stack
+from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
+from lora_jax.models.slots import Slot
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
@@ -24,9 +25,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class GptNeoxConfig:
-    """The part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's.
+    """The keys of ``config.json`` that change the computation, with Hugging Face's names and defaults.
 
-    After construction `rope_parameters` is a Rope and says all there is to say of it, whichever way the file did.
+    After construction `rope_parameters` is a Rope that holds all rotary settings, whichever keys the file has for them.
     """
 
     vocab_size: int
@@ -52,16 +53,16 @@ class GptNeoxConfig:
         rope = self.rope_parameters or self.rope_scaling or {}
         if not isinstance(rope, Rope):
             rope = read_rope(self.rotary_emb_base, {"partial_rotary_factor": self.rotary_pct, **rope})
-        if (turned := rope.turned(self.d_head)) % 2:
+        if (rotated := rope.rotated_dims(self.d_head)) % 2:
             part = f"rotary_pct={rope.partial_rotary_factor} of heads of width {self.d_head}"
-            raise ValueError(f"{part} is {turned} dimensions: rotary embeddings turn pairs, so it must be even")
+            raise ValueError(f"{part} is {rotated} dimensions: rotary embeddings rotate pairs, so it must be even")
         object.__setattr__(self, "rope_parameters", rope)
         object.__setattr__(self, "rope_scaling", None)
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
         assert isinstance(self.rope_parameters, Rope)
-        return (Kind(rope=self.rope_parameters),) * self.num_hidden_layers
+        return (LayerSpec(rope=self.rope_parameters),) * self.num_hidden_layers
 
     @property
     def kv_heads(self) -> int:
@@ -77,11 +78,13 @@ class Attention(nnx.Module):
         width, bias = config.hidden_size, config.attention_bias
         self.q, self.k, self.v, self.o = (Linear(width, width, bias=bias) for _ in range(4))
         self.d_head = config.d_head
+        self.prefix: Any = nnx.data(None)
 
-    def __call__(self, x, view: DecoderView, key: Key):
-        split = (*x.shape[:-1], -1, self.d_head)
-        q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
-        mixed, cache = view.attend_back(rotate(q, view.angle), rotate(k, view.angle), v, fold(key, 3))
+    def __call__(self, x, context: DecoderContext, key: Key):
+        by_head = (*x.shape[:-1], -1, self.d_head)
+        q, k, v = (f(x, fold(key, i)).reshape(by_head) for i, f in enumerate((self.q, self.k, self.v)))
+        q, k = rotate(q, context.angle), rotate(k, context.angle)
+        mixed, cache = context.attend_with_cache(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(x.shape), fold(key, 4)), cache
 
 
@@ -101,29 +104,32 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config)
+        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
         self.parallel = config.use_parallel_residual
 
-    def __call__(self, x, view: DecoderView, key: Key):
-        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
-        after = x + dropout(mixed, view.rate, fold(key, 1))
-        made = self.mlp(self.mlp_norm(x if self.parallel else after), fold(key, 2))
-        return after + dropout(made, view.rate, fold(key, 3)), cache
+    def __call__(self, x, context: DecoderContext, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
+        attended = x + dropout(self.after_attn(mixed, fold(key, 4)), context.dropout_rate, fold(key, 1))
+        transformed = self.mlp(self.mlp_norm(x if self.parallel else attended), fold(key, 2))
+        transformed = self.after_mlp(transformed, fold(key, 5))
+        x = attended + dropout(transformed, context.dropout_rate, fold(key, 3))
+        return self.after_block(x, fold(key, 6)), cache
 
 
 class GptNeox(Decoder):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     def __init__(self, config: GptNeoxConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.config = config
 
-    def embedded(self, tokens, positions, rate, key: Key, dtype):
-        return dropout(self.embed(tokens, dtype), rate, key)
+    def embed_inputs(self, tokens, positions, dropout_rate, key: Key, dtype):
+        return dropout(self.embed(tokens, dtype), dropout_rate, key)
 
 
-# Checkpoint names to paths (see models/bert.py). query_key_value goes head by head: q, k and v of each.
+# Checkpoint names to paths, as in models/bert.py. query_key_value holds q, k and v of one head after the other.
 NAMES: dict[str, str | tuple[str, ...]] = {
     "embed_in.weight": "embed/embedding",
     "layers.{}.input_layernorm.weight": "layers/attn_norm/scale",

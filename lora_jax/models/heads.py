@@ -1,7 +1,7 @@
-"""A backbone with a task's head on it.
+"""Backbones with the head of a task.
 
-Whatever stands under ``head/`` trains with every method, and starts anew for each seed (``methods/start.py``). The
-heads that a checkpoint brings, over a vocabulary, are in causal.py and masked.py.
+Every parameter under ``head/`` trains with every method and is initialised for each seed (``methods/start.py``). The
+heads over a vocabulary, which a checkpoint contains, are in causal.py and masked.py.
 """
 
 from collections.abc import Callable
@@ -12,55 +12,56 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models.layers import Key, Linear, dropout, fold
+from lora_jax.models.options import ComputeOptions
 
 POOLS = ("mean", "first", "last")
 
 
 class Head(Linear):
-    """States to logits: one linear layer or, where the family has an `activation`, a dense layer before it.
+    """Maps states to logits: a linear layer, after a dense layer where the family has an `activation`.
 
-    The dense layer is what ``transformers`` puts on the first token of RoBERTa (tanh) and DeBERTa (gelu), new like
-    the linear one.
+    The dense layer is the one that ``transformers`` applies to the first token of RoBERTa (tanh) and DeBERTa (gelu).
+    Both layers are new.
     """
 
-    def __init__(self, width: int, labels: int, activation: Callable[[Array], Array] | None = None):
-        super().__init__(width, labels)
-        self.dense: Any = nnx.data(None) if activation is None else Linear(width, width)
+    def __init__(self, d_model: int, labels: int, activation: Callable[[Array], Array] | None = None):
+        super().__init__(d_model, labels)
+        self.dense: Any = nnx.data(None) if activation is None else Linear(d_model, d_model)
         self.activation = activation
 
     def logits(
-        self, states: Float[Array, "... width"], rate: Float[Array, ""] | float, key: Key
+        self, states: Float[Array, "... d_model"], dropout_rate: Float[Array, ""] | float, key: Key
     ) -> Float[Array, "... labels"]:
-        """Dropout before every layer, as in training, if there is a `key`; the result in float32 at least."""
-        x = dropout(states, rate, fold(key, 0))
+        """Computes logits in float32 at least. With a `key`, dropout is on before every layer."""
+        x = dropout(states, dropout_rate, fold(key, 0))
         if self.activation is not None:
-            x = dropout(self.activation(self.dense(x)), rate, fold(key, 1))
+            x = dropout(self.activation(self.dense(x)), dropout_rate, fold(key, 1))
         return self(x).astype(jnp.promote_types(states.dtype, jnp.float32))
 
 
-def pooled(
-    hidden: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"], pool: str
-) -> Float[Array, "batch width"]:
-    """One state for each row: the mean of the unmasked tokens', or the first's or last's of them."""
+def pool_states(
+    hidden: Float[Array, "batch seq d_model"], mask: Bool[Array, "batch seq"], pool: str
+) -> Float[Array, "batch d_model"]:
+    """Returns one state per text: the mean over its unmasked tokens, or the state of the first or last of them."""
     if pool == "mean":
         weight = mask[..., None].astype(hidden.dtype)
         return (hidden * weight).sum(-2) / weight.sum(-2)
-    place = jnp.argmax(mask, axis=-1) if pool == "first" else mask.shape[-1] - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
-    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+    column = jnp.argmax(mask, axis=-1) if pool == "first" else mask.shape[-1] - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
+    return jnp.take_along_axis(hidden, column[:, None, None], axis=1)[:, 0]
 
 
 class Classifier(nnx.Module):
-    """Sequence classification or regression: hidden states, pooled over the tokens, through a head.
+    """Sequence classification or regression: hidden states are pooled over the tokens and go through a head.
 
-    The head's outputs are logits or values: that is up to the loss (train/losses.py). `pool` is ``mean`` (over unmasked
-    tokens, as sentence-transformers trains MiniLM), ``first`` (what the backbone makes of the first token, as
-    ``transformers`` classifies with encoders) or ``last`` (the last unmasked token, as it does with decoders).
+    The loss (train/losses.py) decides whether the outputs are logits or values. `pool` is ``mean`` (over unmasked
+    tokens, as sentence-transformers trains MiniLM), ``first`` (the backbone's `pool_first`, as ``transformers``
+    classifies with encoders) or ``last`` (the last unmasked token, as it does with decoders).
     """
 
     def __init__(
         self,
         backbone: Any,
-        width: int,
+        d_model: int,
         labels: int,
         *,
         pool: str = "mean",
@@ -69,48 +70,50 @@ class Classifier(nnx.Module):
         if pool not in POOLS:
             raise ValueError(f"pool={pool!r}: must be one of {', '.join(POOLS)}")
         self.backbone = backbone
-        self.head = Head(width, labels, activation)
+        self.head = Head(d_model, labels, activation)
         self.pool = pool
 
     def __call__(
         self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
+        tokens: Int[Array, "batch seq"],
+        mask: Bool[Array, "batch seq"],
         *,
-        rate: Float[Array, ""] | float = 0.0,
+        dropout_rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        **how,
+        options: ComputeOptions = ComputeOptions(),
     ) -> Float[Array, "batch labels"]:
-        hidden = self.backbone(tokens, mask, rate=rate, key=fold(key, 0), **how)
-        state = self.backbone.pool_first(hidden) if self.pool == "first" else pooled(hidden, mask, self.pool)
-        return self.head.logits(state, rate, fold(key, 1))
+        """Computes one row of outputs per text. The arguments are the backbone's."""
+        hidden = self.backbone(tokens, mask, dropout_rate=dropout_rate, key=fold(key, 0), options=options)
+        state = self.backbone.pool_first(hidden) if self.pool == "first" else pool_states(hidden, mask, self.pool)
+        return self.head.logits(state, dropout_rate, fold(key, 1))
 
 
 class TokenClassifier(nnx.Module):
-    """Token classification: every hidden state through a linear head."""
+    """Token classification: a linear head on every hidden state."""
 
-    def __init__(self, backbone: Any, width: int, labels: int):
+    def __init__(self, backbone: Any, d_model: int, labels: int):
         self.backbone = backbone
-        self.head = Head(width, labels)
+        self.head = Head(d_model, labels)
 
     def __call__(
         self,
-        tokens: Int[Array, "batch tokens"],
-        mask: Bool[Array, "batch tokens"],
+        tokens: Int[Array, "batch seq"],
+        mask: Bool[Array, "batch seq"],
         *,
-        rate: Float[Array, ""] | float = 0.0,
+        dropout_rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        **how,
-    ) -> Float[Array, "batch tokens labels"]:
-        hidden = self.backbone(tokens, mask, rate=rate, key=fold(key, 0), **how)
-        return self.head.logits(hidden, rate, fold(key, 1))
+        options: ComputeOptions = ComputeOptions(),
+    ) -> Float[Array, "batch seq labels"]:
+        """Computes one row of logits per token. The arguments are the backbone's."""
+        hidden = self.backbone(tokens, mask, dropout_rate=dropout_rate, key=fold(key, 0), options=options)
+        return self.head.logits(hidden, dropout_rate, fold(key, 1))
 
 
 class SentenceEncoder(nnx.Module):
-    """Sentence embedding: hidden states, pooled over the tokens, scaled to length 1 (Reimers & Gurevych, 1908.10084).
+    """Sentence embedding: hidden states are pooled over the tokens and scaled to length 1.
 
-    `pool` is one of POOLS. Unlike a Classifier's, its ``first`` is the first token's state itself, as
-    sentence-transformers has it. There is nothing new to train.
+    This is Sentence-BERT (Reimers & Gurevych, arXiv 1908.10084). `pool` is one of POOLS. Its ``first`` is the first
+    token's state itself, as in sentence-transformers, unlike a Classifier's. It has no new parameters.
     """
 
     def __init__(self, backbone: Any, *, pool: str = "mean"):
@@ -118,33 +121,39 @@ class SentenceEncoder(nnx.Module):
         self.pool = pool
 
     def __call__(
-        self, tokens: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"], **how
-    ) -> Float[Array, "batch width"]:
-        """Embeddings in float32 at least: their products are cosines."""
-        hidden = self.backbone(tokens, mask, **how)
-        state = pooled(hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32)), mask, self.pool)
+        self,
+        tokens: Int[Array, "batch seq"],
+        mask: Bool[Array, "batch seq"],
+        *,
+        dropout_rate: Float[Array, ""] | float = 0.0,
+        key: Key = None,
+        options: ComputeOptions = ComputeOptions(),
+    ) -> Float[Array, "batch d_model"]:
+        """Computes embeddings in float32 at least. Their dot products are cosines. The arguments are the backbone's."""
+        hidden = self.backbone(tokens, mask, dropout_rate=dropout_rate, key=key, options=options)
+        state = pool_states(hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32)), mask, self.pool)
         return state / jnp.linalg.norm(state, axis=-1, keepdims=True)
 
 
 class ImageClassifier(nnx.Module):
-    """Image classification: the class token's last state through a linear head.
+    """Image classification: a linear head on the class token's state.
 
-    It is called as a `Classifier` is, with pixels for tokens. All pictures of a model have one size, so `mask` has
-    nothing to say.
+    It is called like a `Classifier`, with pixels in place of tokens. All images have one size, so `mask` is ignored.
     """
 
-    def __init__(self, backbone: Any, width: int, labels: int):
+    def __init__(self, backbone: Any, d_model: int, labels: int):
         self.backbone = backbone
-        self.head = Head(width, labels)
+        self.head = Head(d_model, labels)
 
     def __call__(
         self,
         pixels: Float[Array, "batch height width channels"],
         mask: Bool[Array, "..."] | None = None,
         *,
-        rate: Float[Array, ""] | float = 0.0,
+        dropout_rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        **how,
+        options: ComputeOptions = ComputeOptions(),
     ) -> Float[Array, "batch labels"]:
-        hidden = self.backbone(pixels, rate=rate, key=fold(key, 0), **how)
-        return self.head.logits(hidden[:, 0], rate, fold(key, 1))
+        """Computes one row of logits per image. The arguments are the backbone's."""
+        hidden = self.backbone(pixels, dropout_rate=dropout_rate, key=fold(key, 0), options=options)
+        return self.head.logits(hidden[:, 0], dropout_rate, fold(key, 1))

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lora_jax.errors import UserError
+from lora_jax.models.options import ComputeOptions
 from lora_jax.models.quantised import Quantised
 
 Key = PRNGKeyArray | None
@@ -52,7 +53,10 @@ def _product(x, kernel):
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU (Hendrycks & Gimpel, arXiv 1606.08415). Its backward pass keeps `x` alone; autodiff keeps more."""
+    """Computes the exact GELU (Hendrycks & Gimpel, arXiv 1606.08415).
+
+    Its backward pass saves `x` alone. Autodiff would save more.
+    """
     return x * _normal_cdf(x)
 
 
@@ -89,7 +93,7 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis; statistics in float32 at least."""
+    """Layer normalisation over the last axis. Computes in float32 at least."""
 
     def __init__(self, width: int, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(width))
@@ -105,9 +109,9 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation over the last axis, times ``offset + scale``; in float32 at least.
+    """Root-mean-square normalisation over the last axis, times ``offset + scale``. Computes in float32 at least.
 
-    Llama's `offset` is 0; Gemma's is 1, for its checkpoints store the scale less one.
+    Llama's `offset` is 0. Gemma's is 1, because its checkpoints store the scale minus one.
     """
 
     def __init__(self, width: int, *, epsilon: float, offset: float = 0.0):
@@ -122,10 +126,13 @@ class RMSNorm(nnx.Module):
 
 
 def dropout(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and scales the rest by 1/(1 - rate); the identity without a key.
+    """Zeroes each element with probability `rate` and scales the others by 1/(1 - rate).
 
-    `rate` may be traced, so runs with different rates share a program. It is rounded to the nearest 1/65536: 16 bits
-    an element halve the cost of the generator, which on a CPU shows.
+    Args:
+      x: any array.
+      rate: may be traced, so that runs with different rates share a program. It is rounded to the nearest 1/65536:
+        16 random bits per element cost half of 32, which is noticeable on a CPU.
+      key: None turns dropout off.
     """
     if key is None:
         return x
@@ -135,31 +142,42 @@ def dropout(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key) ->
 
 
 def fold(key: Key, site: int | Int[Array, ""]) -> Key:
-    """The key of one place in a model, from the key of what surrounds it."""
+    """Derives the key of one site in a module from the module's key. None stays None."""
     return None if key is None else jax.random.fold_in(key, site)
 
 
 REMAT = ("none", "dots", "layer")
-# What `remat=dots` keeps: the results of matmuls. A linear layer's is one, its base's and its LoRA's part already
-# added (saved apart, they would take twice the room); x·A is as thin as the rank, and B's gradient needs it.
-KEPT = ("linear", "thin", "attention")
-_kept = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.save_only_these_names(*KEPT),
-    # cuDNN's attention: its result, and what its gradient needs beside it.
+# What `remat=dots` saves: the results of matmuls. A linear layer has one, with the parts of base and LoRA already added
+# (apart, they would take twice the memory). x·A is as narrow as the rank, and B's gradient needs it.
+SAVED_NAMES = ("linear", "thin", "attention")
+_save_dots = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES),
+    # cuDNN's attention: its result, and what else its gradient needs.
     lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd"),
 )
 
 
-def stack(make: Callable[[], nnx.Module], count: int) -> nnx.Module:
-    """One module whose arrays have a leading axis of `count` layers, to be scanned over."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), make())
+def stack_layers(make_block: Callable[[], nnx.Module], count: int) -> Any:
+    """Returns one module whose arrays have a leading axis of `count` layers, for `scan_layers`."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), make_block())
 
 
-def scan_layers(layers, x: Any, key: Key, apply: Callable, *, unroll: int | bool = 1, remat: str = "none"):
-    """x, an array or a tree, after every layer in turn: ``x = apply(layer, x, layer_key)``.
+def scan_layers(layers: Any, x: Any, key: Key, apply: Callable[..., Any], options: ComputeOptions) -> Any:
+    """Applies the layers one after another: ``x = apply(layer, x, layer_key)``.
 
-    `remat` says what the forward pass leaves behind for the backward pass, which computes the rest again: ``none``
-    leaves all that the backward pass reads, ``dots`` what `KEPT` names, ``layer`` a layer's input alone.
+    Args:
+      layers: a tree of arrays with a leading axis of layers.
+      x: the first layer's input, an array or a tree.
+      key: layer i gets ``fold(key, i)``.
+      apply: computes one layer.
+      options: `unroll` and `remat`. The backward pass computes again what the forward pass did not save: ``none``
+        saves all that the backward pass reads, ``dots`` what SAVED_NAMES lists, ``layer`` a layer's input alone.
+
+    Returns:
+      The last layer's output.
+
+    Raises:
+      UserError: `options.remat` is not in REMAT.
     """
     count = jax.tree.leaves(layers)[0].shape[0]
 
@@ -167,10 +185,11 @@ def scan_layers(layers, x: Any, key: Key, apply: Callable, *, unroll: int | bool
         layer, index = item
         return apply(layer, x, fold(key, index)), None
 
-    if remat not in REMAT:
-        raise UserError(f"model.remat={remat!r}: must be one of {', '.join(REMAT)}")
-    if remat != "none":
-        # Forward and backward are two loops, and XLA cannot undo the one in the other, unless there is no loop left.
-        flat = unroll is True or unroll >= count
-        body = jax.checkpoint(body, policy=_kept if remat == "dots" else None, prevent_cse=flat)
-    return jax.lax.scan(body, x, (layers, jnp.arange(count)), unroll=unroll)[0]
+    if options.remat not in REMAT:
+        raise UserError(f"model.remat={options.remat!r}: must be one of {', '.join(REMAT)}")
+    if options.remat != "none":
+        # Forward and backward pass are two loops, so XLA cannot merge what is computed twice. Without a loop it could,
+        # and would undo the rematerialisation.
+        no_loop = options.unroll is True or options.unroll >= count
+        body = jax.checkpoint(body, policy=_save_dots if options.remat == "dots" else None, prevent_cse=no_loop)
+    return jax.lax.scan(body, x, (layers, jnp.arange(count)), unroll=options.unroll)[0]

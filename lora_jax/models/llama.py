@@ -1,7 +1,7 @@
-"""Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783) and what is built alike: SmolLM2, Qwen2, Qwen3.
+"""Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783) and models of the same design: SmolLM2, Qwen2, Qwen3.
 
 Pre-norm blocks, rotary positions, grouped-query attention, a gated MLP. Qwen2 (arXiv 2407.10671) has biases on q, k
-and v; Qwen3 (arXiv 2505.09388) normalises each head's q and k.
+and v. Qwen3 (arXiv 2505.09388) normalises q and k in each head.
 """
 
 import dataclasses
@@ -11,17 +11,18 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lora_jax.models.decoder import Decoder, DecoderView, Kind
-from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack
+from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
+from lora_jax.models.slots import Slot
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The part of ``config.json`` that shapes the computation; names and defaults are Hugging Face's.
+    """The keys of ``config.json`` that change the computation, with Hugging Face's names and defaults.
 
-    After construction `num_key_value_heads` and `head_dim` are numbers, and `rope_parameters` is a Rope, whichever way
-    the file told them.
+    After construction `num_key_value_heads` and `head_dim` are numbers and `rope_parameters` is a Rope, whichever keys
+    the file has for them.
     """
 
     vocab_size: int
@@ -52,7 +53,7 @@ class LlamaConfig:
         if self.num_attention_heads % kv_heads:
             raise ValueError(f"{self.num_attention_heads} attention heads are not a multiple of {kv_heads} for k and v")
         if head_dim % 2:
-            raise ValueError(f"head_dim={head_dim}: rotary embeddings turn pairs, so it must be even")
+            raise ValueError(f"head_dim={head_dim}: rotary embeddings rotate pairs of dimensions, so it must be even")
         rope = read_rope(self.rope_theta, self.rope_parameters or self.rope_scaling)
         for name, value in {
             "num_key_value_heads": kv_heads,
@@ -69,8 +70,8 @@ class LlamaConfig:
         return self.rope_parameters
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return (Kind(rope=self.rope),) * self.num_hidden_layers
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
+        return (LayerSpec(rope=self.rope),) * self.num_hidden_layers
 
     @property
     def kv_heads(self) -> int:
@@ -92,14 +93,16 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps) if normed else nnx.data(None)
         self.k_norm = RMSNorm(d_head, epsilon=config.rms_norm_eps) if normed else nnx.data(None)
         self.d_head = d_head
+        self.prefix: Any = nnx.data(None)
 
-    def __call__(self, x, view: DecoderView, key: Key):
+    def __call__(self, x, context: DecoderContext, key: Key):
         q, k, v = (
             f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed, cache = view.attend_back(rotate(q, view.angle), rotate(k, view.angle), v, fold(key, 3))
+        q, k = rotate(q, context.angle), rotate(k, context.angle)
+        mixed, cache = context.attend_with_cache(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(*x.shape[:-1], -1), fold(key, 4)), cache
 
 
@@ -119,24 +122,26 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.mlp = Mlp(config)
+        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
 
-    def __call__(self, x, view: DecoderView, key: Key):
-        mixed, cache = self.attn(self.attn_norm(x), view, fold(key, 0))
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x), fold(key, 1)), cache
+    def __call__(self, x, context: DecoderContext, key: Key):
+        mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
+        x = x + self.after_attn(mixed, fold(key, 4))
+        x = x + self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 1)), fold(key, 5))
+        return self.after_block(x, fold(key, 6)), cache
 
 
 class Llama(Decoder):
-    """Token ids to hidden states; dropout on attention's probabilities alone."""
+    """Maps token ids to hidden states. Dropout is on attention's probabilities alone."""
 
     def __init__(self, config: LlamaConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.config = config
 
 
-# Checkpoint names to paths (see models/bert.py). Those of biases and of q and k norms are used where a model has them.
+# Checkpoint names to paths, as in models/bert.py. Biases and the norms of q and k are there only in some models.
 NAMES = {
     "embed_tokens.weight": "embed/embedding",
     "norm.weight": "norm/scale",
@@ -160,6 +165,6 @@ NAMES = {
 }
 
 PREFIXES = ("model.", "")
-# `score` is a classifier's head; older checkpoints store the rotary frequencies.
+# `score` is a classifier's head. Older checkpoints store the rotary frequencies.
 IGNORED = (r"score\..*", r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 FIXED = {"use_sliding_window": False}

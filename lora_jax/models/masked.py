@@ -1,4 +1,4 @@
-"""Masked language modelling on an encoder: hidden states to the logits of the token that stands at each place."""
+"""Masked language modelling on an encoder: from hidden states to the logits of each token."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.layers import LayerNorm, Linear, gelu
+from lora_jax.models.layers import Key, LayerNorm, Linear, gelu
+from lora_jax.models.options import ComputeOptions
 
 
 class MaskedHead(nnx.Module):
-    """What stands between an encoder and its own embedding table: a dense layer, a norm, and a bias for each word."""
+    """The layers between an encoder and its embedding table: a dense layer, a norm, and a bias for each token id."""
 
     def __init__(self, config: Any):
         self.dense = Linear(config.hidden_size, config.hidden_size)
@@ -20,10 +21,10 @@ class MaskedHead(nnx.Module):
 
 
 class MaskedLM(nnx.Module):
-    """An encoder with its vocabulary on top: a dense layer, gelu, a norm, then the word embedding's transpose.
+    """An encoder with an output layer over its vocabulary: dense, gelu, norm, the word embedding's transpose.
 
-    BERT's, RoBERTa's and both DeBERTas' heads are this one under other names (below). It comes from the checkpoint,
-    so it is `lm_head`, part of the base, and not a `head` that starts anew.
+    The heads of BERT, RoBERTa and both DeBERTas compute this, under other names (see below). The head comes from the
+    checkpoint, so it is `lm_head`, a part of the base, and not a new `head`.
     """
 
     def __init__(self, backbone: Any):
@@ -32,13 +33,22 @@ class MaskedLM(nnx.Module):
         self.tied = "backbone/embed/word"
 
     def __call__(
-        self, tokens: Int[Array, "batch tokens"], mask: Bool[Array, "batch tokens"], **how
-    ) -> Float[Array, "batch tokens vocabulary"]:
-        """Logits in float32 at least."""
-        return self.logits(self.backbone(tokens, mask, **how))
+        self,
+        tokens: Int[Array, "batch seq"],
+        mask: Bool[Array, "batch seq"],
+        *,
+        dropout_rate: Float[Array, ""] | float = 0.0,
+        key: Key = None,
+        options: ComputeOptions = ComputeOptions(),
+    ) -> Float[Array, "batch seq vocab"]:
+        """Computes logits in float32 at least. The arguments are the backbone's."""
+        return self.logits(self.backbone(tokens, mask, dropout_rate=dropout_rate, key=key, options=options))
 
-    def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocabulary"]:
-        """The logits from hidden states; apart, so that a loss can take them a chunk at a time."""
+    def logits(self, hidden: Float[Array, "... d_model"]) -> Float[Array, "... vocab"]:
+        """Returns the logits from hidden states.
+
+        It is a method of its own so that a loss can compute the logits a chunk at a time.
+        """
         head = self.lm_head
         logits = self.backbone.embed.word.attend(head.norm(gelu(head.dense(hidden))))
         wide = jnp.promote_types(logits.dtype, jnp.float32)
@@ -46,13 +56,18 @@ class MaskedLM(nnx.Module):
 
 
 class Names(NamedTuple):
-    """What checkpoints call the head's parts: everything that starts with `place`, and which path takes it."""
+    """The names of the head's tensors in a checkpoint.
 
-    place: str
+    Attributes:
+      prefix: what all of them begin with, and no other tensor does.
+      paths: their names, with `prefix`, to parameter paths.
+    """
+
+    prefix: str
     paths: Mapping[str, str]
 
 
-def _names(place: str, dense: str, norm: str) -> Names:
+def _names(prefix: str, dense: str, norm: str) -> Names:
     parts = {
         f"{dense}.weight": "lm_head/dense/kernel",
         f"{dense}.bias": "lm_head/dense/bias",
@@ -60,12 +75,12 @@ def _names(place: str, dense: str, norm: str) -> Names:
         f"{norm}.bias": "lm_head/norm/bias",
         "bias": "lm_head/bias",
     }
-    return Names(place, {place + name: path for name, path in parts.items()})
+    return Names(prefix, {prefix + name: path for name, path in parts.items()})
 
 
 BERT = _names("cls.predictions.", "transform.dense", "transform.LayerNorm")
 ROBERTA = _names("lm_head.", "dense", "layer_norm")
-# As Microsoft's checkpoints have it; transformers gives DeBERTa BERT's names too, and calls them `legacy`.
+# As in Microsoft's checkpoints. transformers also has BERT's names for DeBERTa, and calls them `legacy`.
 DEBERTA = _names("lm_predictions.lm_head.", "dense", "LayerNorm")
-# What config.json may leave out but not contradict: this file computes nothing else.
+# Keys that config.json must set to these values or leave out: this file computes nothing else.
 FIXED = {"tie_word_embeddings": True}

@@ -1,10 +1,10 @@
 """Frozen kernels at 4 and 8 bits: NF4 with double quantisation (QLoRA, arXiv 2305.14314) and int8.
 
-A quantised kernel stands where an array stood and has an array's `shape`, `size`, `dtype` and `astype`. It is a pytree
-of narrow arrays: scanned over, jitted, and left alone by ``vmap`` over runs, as any kernel is.
+A quantised kernel replaces an array and has an array's `shape`, `size`, `dtype` and `astype`. It is a pytree of narrow
+arrays, which ``jax.jit`` and ``jax.lax.scan`` take like any kernel and which ``vmap`` over runs does not touch.
 
-The formats are written here, not taken from a library: bitsandbytes is torch's alone; qwix 0.1.8, whose QArray would
-do for int8, has no double quantisation, and its NF4 codes are uint4, of which a CPU stores one a byte.
+The formats are implemented here because no library has them: bitsandbytes is for torch only. qwix 0.1.8 has a QArray
+that would do for int8, but no double quantisation, and its NF4 codes are uint4, which a CPU stores one to a byte.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8, UInt8
 
-# The code book of QLoRA's appendix E.
+# The code book in QLoRA's appendix E.
 NF4 = np.array(
     [
         *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -29,13 +29,17 @@ NF4 = np.array(
     ],
     np.float32,
 )
-BLOCK = 64  # weights that share an absmax
-GROUP = 256  # absmaxes that share a scale
+BLOCK = 64  # the number of weights that share an absmax
+GROUP = 256  # the number of absmaxes that share a scale
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """A kernel ``[..., d_in, d_out]`` at fewer bits; `dtype` is the one it had, and is given back when it is merged."""
+    """A kernel ``[..., d_in, d_out]`` at fewer bits.
+
+    Attributes:
+      dtype: the dtype of the original kernel, and of the one that merging gives.
+    """
 
     dtype: Any = dataclasses.field(metadata={"static": True})
 
@@ -45,28 +49,27 @@ class Quantised:
 
     @property
     def size(self) -> int:
-        """How many weights it stands for."""
+        """The number of weights that it represents."""
         return math.prod(self.shape)
 
     def astype(self, dtype: DTypeLike) -> Float[Array, "... d_in d_out"]:
-        """The kernel at full width; computed in float32."""
+        """Returns the dequantised kernel, computed in float32."""
         raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Kernel(Quantised):
-    """Symmetric, with a scale for each output: |w - ŵ| is at most 1/254 of the output's largest |w|.
+    """Symmetric int8 with a scale for each output: |w - ŵ| is at most 1/254 of the output's largest |w|.
 
-    One scale an output and not a block: 8 bits are exact enough without, and what is left to do is to widen and to
-    multiply.
+    A scale per block is not needed at 8 bits. With one per output, dequantising is one cast and one multiplication.
     """
 
     codes: Int8[Array, "... d_in d_out"]
     scale: Float[Array, "... 1 d_out"]
 
     @classmethod
-    def of(cls, kernel: Float[Array, "... d_in d_out"]) -> "Int8Kernel":
+    def quantise(cls, kernel: Float[Array, "... d_in d_out"]) -> "Int8Kernel":
         return cls(kernel.dtype, *_to_int8(kernel.astype(jnp.float32), axis=-2))
 
     @property
@@ -82,12 +85,12 @@ class Int8Kernel(Quantised):
 class Nf4Kernel(Quantised):
     """4-bit NormalFloat in blocks of 64 inputs of one output (bitsandbytes' blocks, where 64 divides d_in).
 
-    A block's absmax is stored as offset + scale·int8, with an offset a kernel and a scale for every 256 absmaxes: 4.127
-    bits a weight in all. QLoRA's 8 bits there are floating; even steps have the bound below, and ŵ is as near to w as
-    bitsandbytes' is (by rms, 2% off on MiniLM's worst kernel, a hair better on the others).
+    A block's absmax is stored as offset + scale·int8, with one offset per kernel and one scale per 256 absmaxes: 4.127
+    bits per weight in all. QLoRA stores these 8 bits as floating point. Even steps have the bound below, and ŵ is as
+    close to w as in bitsandbytes (the rms error is 2% larger on MiniLM's worst kernel, slightly smaller on the others).
 
-    |w - ŵ| <= half the widest gap of the code book (0.152) times the block's absmax, plus the absmax's own error, at
-    most 1/254 of its group's largest distance from the offset.
+    |w - ŵ| is at most half the widest gap of the code book (0.152) times the block's absmax, plus the error of the
+    absmax itself, which is at most 1/254 of its group's largest distance from the offset.
     """
 
     # A byte holds two rows of a block, half a block apart, the first in its low bits.
@@ -95,12 +98,12 @@ class Nf4Kernel(Quantised):
     absmax: Int8[Array, "... groups 256"]
     scale: Float[Array, "... groups 1"]
     offset: Float[Array, "..."]
-    d_in: int = dataclasses.field(metadata={"static": True})  # without the zeros that fill its last block
+    d_in: int = dataclasses.field(metadata={"static": True})  # without the zeros that pad the last block
 
     @classmethod
-    def of(cls, kernel: Float[Array, "... d_in d_out"]) -> "Nf4Kernel":
+    def quantise(cls, kernel: Float[Array, "... d_in d_out"]) -> "Nf4Kernel":
         *layers, d_in, d_out = kernel.shape
-        rows = _filled_up(kernel.astype(jnp.float32), BLOCK, axis=-2)
+        rows = _pad_to_multiple(kernel.astype(jnp.float32), BLOCK, axis=-2)
         halves = rows.reshape(*layers, -1, 2, BLOCK // 2, d_out)
         absmax = jnp.abs(halves).max((-3, -2))
         unit = halves / jnp.where(absmax > 0, absmax, 1)[..., None, None, :]
@@ -108,7 +111,7 @@ class Nf4Kernel(Quantised):
         codes = nibbles[..., 0, :, :] | nibbles[..., 1, :, :] << 4
         offset = absmax.mean((-2, -1))
         flat = (absmax - offset[..., None, None]).reshape(*layers, -1)
-        groups = _filled_up(flat, GROUP, axis=-1).reshape(*layers, -1, GROUP)
+        groups = _pad_to_multiple(flat, GROUP, axis=-1).reshape(*layers, -1, GROUP)
         return cls(kernel.dtype, codes.reshape(*layers, -1, d_out), *_to_int8(groups, axis=-1), offset, d_in)
 
     @property
@@ -120,7 +123,7 @@ class Nf4Kernel(Quantised):
         blocks = 2 * half // BLOCK
         spread = (self.absmax * self.scale).reshape(*layers, -1)[..., : blocks * d_out]
         absmax = spread.reshape(*layers, blocks, 1, 1, d_out) + self.offset[..., None, None, None, None]
-        # Unpacked by a broadcast and a shift, the rows are where they belong: XLA fuses all of this into one loop.
+        # A broadcast and a shift put each row where it belongs, and XLA fuses all of this into one loop.
         pairs = self.codes.reshape(*layers, blocks, 1, BLOCK // 2, d_out)
         nibbles = pairs >> jnp.array([0, 4], jnp.uint8)[:, None, None] & 15
         rows = (jnp.asarray(NF4).at[nibbles].get(mode="promise_in_bounds") * absmax).astype(dtype)
@@ -132,31 +135,31 @@ KINDS: dict[str, type[Int8Kernel] | type[Nf4Kernel]] = {"int8": Int8Kernel, "nf4
 
 @functools.partial(jax.jit, static_argnames="kind")
 def quantise(kernel: Float[Array, "... d_in d_out"], kind: str) -> Quantised:
-    """`kernel` in the format ``KINDS[kind]``; each kernel of a stack by itself."""
-    return KINDS[kind].of(kernel)
+    """Quantises `kernel` to the format ``KINDS[kind]``, each kernel of a stack separately."""
+    return KINDS[kind].quantise(kernel)
 
 
 def is_quantised(node: Any) -> bool:
-    """For ``jax.tree`` functions that take a quantised kernel for a leaf."""
+    """Returns whether `node` is a quantised kernel: an ``is_leaf`` for ``jax.tree`` functions."""
     return isinstance(node, Quantised)
 
 
 def quantisable(path: str) -> bool:
-    """Whether a quantised base has the parameter at `path` quantised: the kernels of its stacked blocks.
+    """Returns whether a quantised base quantises the parameter at `path`: the kernels of its blocks.
 
-    Embeddings, norms, biases, heads and `lm_head` stay as they are, as in QLoRA.
+    Embeddings, norms, biases, heads and `lm_head` are not quantised, as in QLoRA.
     """
     return re.search(r"(^|/)layers/.*/kernel$", path) is not None
 
 
 def _to_int8(x: Float[Array, "..."], axis: int) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
-    """(codes, scale) with x ≈ codes · scale, symmetric along `axis`."""
+    """Returns (codes, scale) with x ≈ codes · scale and one scale along `axis`."""
     scale = jnp.abs(x).max(axis, keepdims=True) / 127
     return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
 
 
-def _filled_up(x: Float[Array, "..."], size: int, axis: int) -> Float[Array, "..."]:
-    """`x` with zeros behind, up to a multiple of `size` along `axis`."""
+def _pad_to_multiple(x: Float[Array, "..."], size: int, axis: int) -> Float[Array, "..."]:
+    """Appends zeros along `axis`, up to a multiple of `size`."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % size)
     return jnp.pad(x, widths)

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al., arXiv 1907.11692): BERT's blocks, other positions, one token type, no pooler of its own."""
+"""RoBERTa (Liu et al., arXiv 1907.11692): BERT's blocks with other positions, one token type and no pooler."""
 
 import dataclasses
 
@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models import bert
-from lora_jax.models.layers import stack
+from lora_jax.models.layers import stack_layers
 
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig(bert.BertConfig):
-    """The defaults are those of ``FacebookAI/roberta-base``."""
+    """BERT's keys and `pad_token_id`. The defaults are those of ``FacebookAI/roberta-base``."""
 
     vocab_size: int = 50265
     hidden_size: int = 768
@@ -23,40 +23,40 @@ class RobertaConfig(bert.BertConfig):
     pad_token_id: int = 1
 
     @property
-    def longest(self) -> int:
-        """The most tokens of a text: positions up to the padding's own are not for tokens."""
+    def max_tokens(self) -> int:
+        """The largest number of tokens in a text: tokens do not use the positions up to the padding's id."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
 class Roberta(bert.Bert):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     config: RobertaConfig
 
     def __init__(self, config: RobertaConfig):
         self.embed = bert.Embeddings(config)
-        self.layers = stack(lambda: bert.Block(config), config.num_hidden_layers)
+        self.layers = stack_layers(lambda: bert.Block(config), config.num_hidden_layers)
         self.config = config
 
-    def positions(self, mask: Bool[Array, "batch tokens"]) -> Int[Array, "batch tokens"]:
-        """How many unmasked tokens stand before a token, plus the padding's id, plus one.
+    def positions(self, mask: Bool[Array, "batch seq"]) -> Int[Array, "batch seq"]:
+        """Returns, for each token, the number of unmasked tokens before it, plus the padding's id, plus one.
 
-        (fairseq and ``transformers`` count what is not the padding token, which is the same where the mask is True
-        just there.)
+        fairseq and ``transformers`` count the tokens that are not the padding token. That is the same number where
+        the mask is False at that token alone.
         """
         return jnp.cumsum(mask, axis=-1, dtype=jnp.int32) * mask + self.config.pad_token_id
 
-    def pool_first(self, hidden: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
-        """The first token, <s>, as it is; the head has a dense layer of its own for it."""
+    def pool_first(self, hidden: Float[Array, "batch seq d_model"]) -> Float[Array, "batch d_model"]:
+        """Returns the state of the first token, <s>. The classifier's head applies a dense layer to it."""
         return hidden[:, 0]
 
 
-# The tables are explained in bert.py.
+# bert.py explains these tables.
 NAMES = {name: path for name, path in bert.NAMES.items() if not path.startswith("pooler/")}
 PREFIXES = ("", "roberta.")
 IGNORED = (
     r"(roberta\.)?embeddings\.(position_ids|token_type_ids)",
-    r"(roberta\.)?pooler\..*",  # no task's head uses it
+    r"(roberta\.)?pooler\..*",  # no head uses it
     r"lm_head\..*",
     r"classifier\..*",
     r"qa_outputs\..*",

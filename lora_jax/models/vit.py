@@ -1,21 +1,23 @@
-"""ViT (Dosovitskiy et al., arXiv 2010.11929): an image's patches as tokens, pre-norm encoder blocks."""
+"""ViT (Dosovitskiy et al., arXiv 2010.11929): pre-norm encoder blocks on the patches of an image."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lora_jax.errors import UserError
-from lora_jax.models.attention import DROPPING, View, uses_cudnn
+from lora_jax.models.attention import DROPOUT_OBSTACLE, PREFIX_OBSTACLE, AttentionContext, uses_cudnn
 from lora_jax.models.bert import Mlp
-from lora_jax.models.layers import Key, LayerNorm, Linear, dropout, fold, scan_layers, stack
+from lora_jax.models.layers import Key, LayerNorm, Linear, dropout, fold, scan_layers, stack_layers
+from lora_jax.models.options import ComputeOptions
+from lora_jax.models.slots import Slot
 
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """The part of a checkpoint's ``config.json`` that shapes the computation; the names are Hugging Face's."""
+    """The keys of ``config.json`` that change the computation, under Hugging Face's names."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -30,7 +32,7 @@ class VitConfig:
 
     def __post_init__(self):
         if self.hidden_act != "gelu":
-            raise ValueError(f"hidden_act={self.hidden_act!r}: this ViT computes 'gelu' (the exact one) only")
+            raise ValueError(f"hidden_act={self.hidden_act!r}: this ViT computes the exact 'gelu' only")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
         for name in ("image_size", "patch_size"):
@@ -41,7 +43,7 @@ class VitConfig:
 
     @property
     def patches(self) -> int:
-        """How many patches an image has."""
+        """The number of patches in an image."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -51,11 +53,12 @@ class Attention(nnx.Module):
         self.q, self.k, self.v = (Linear(width, width, bias=config.qkv_bias) for _ in range(3))
         self.o = Linear(width, width)
         self.heads = config.num_attention_heads
+        self.prefix: Any = nnx.data(None)
 
-    def __call__(self, x, view: View, key: Key):
-        split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-        q, k, v = (f(x, fold(key, i)).reshape(split) for i, f in enumerate((self.q, self.k, self.v)))
-        mixed = view.attend(q, k, v, fold(key, 3))
+    def __call__(self, x, context: AttentionContext, key: Key):
+        by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (f(x, fold(key, i)).reshape(by_head) for i, f in enumerate((self.q, self.k, self.v)))
+        mixed = context.attend(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(x.shape), fold(key, 4))
 
 
@@ -65,24 +68,28 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size)
+        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
 
-    def __call__(self, x, view: View, key: Key):
-        x = x + dropout(self.attn(self.attn_norm(x), view, fold(key, 0)), view.rate, fold(key, 1))
-        return x + dropout(self.mlp(self.mlp_norm(x), fold(key, 2)), view.rate, fold(key, 3))
+    def __call__(self, x, context: AttentionContext, key: Key):
+        mixed = self.after_attn(self.attn(self.attn_norm(x), context, fold(key, 0)), fold(key, 4))
+        x = x + dropout(mixed, context.dropout_rate, fold(key, 1))
+        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 2)), fold(key, 5))
+        x = x + dropout(transformed, context.dropout_rate, fold(key, 3))
+        return self.after_block(x, fold(key, 6))
 
 
-class Learned(nnx.Module):
-    """States that are the same for every image: the class token, the positions."""
+class LearnedStates(nnx.Module):
+    """Learned vectors that are the same for every image: the class token, the positions."""
 
-    def __init__(self, count: int, width: int):
-        self.embedding = nnx.Param(jnp.zeros((1, count, width)))  # as checkpoints have it
+    def __init__(self, count: int, d_model: int):
+        self.embedding = nnx.Param(jnp.zeros((1, count, d_model)))  # with the leading 1 of checkpoints
 
 
 class Embeddings(nnx.Module):
     def __init__(self, config: VitConfig):
         self.patch = Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        self.first = Learned(1, config.hidden_size)
-        self.position = Learned(1 + config.patches, config.hidden_size)
+        self.first = LearnedStates(1, config.hidden_size)
+        self.position = LearnedStates(1 + config.patches, config.hidden_size)
 
     def __call__(self, patches: Float[Array, "batch patches d_patch"], key: Key):
         x = self.patch(patches, key)
@@ -91,11 +98,11 @@ class Embeddings(nnx.Module):
 
 
 class Vit(nnx.Module):
-    """Pixels to hidden states: the class token's first, then a patch's each, row by row."""
+    """Maps pixels to hidden states: the class token's, then those of the patches, row by row."""
 
     def __init__(self, config: VitConfig):
         self.embed = Embeddings(config)
-        self.layers = stack(lambda: Block(config), config.num_hidden_layers)
+        self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.config = config
 
@@ -103,41 +110,45 @@ class Vit(nnx.Module):
         self,
         pixels: Float[Array, "batch height width channels"],
         *,
-        rate: Float[Array, ""] | float = 0.0,
+        dropout_rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
-        dtype: DTypeLike = jnp.float32,
-        unroll: int | bool = 1,
-        remat: str = "none",
-        attention: str = "auto",
-    ) -> Float[Array, "batch 1+patches width"]:
-        """Hidden states after the last block and the final norm. `pixels` come from ``lora_jax.data.images``.
+        options: ComputeOptions = ComputeOptions(),
+    ) -> Float[Array, "batch 1+patches d_model"]:
+        """Computes the hidden states after the last block and the final norm.
 
-        With `key`, dropout at `rate` is on, as in training. `unroll` and `remat` are `scan_layers`'s, `attention` is
-        one of attention.IMPLEMENTATIONS. Raises UserError for images of another shape than the config's.
+        Args:
+          pixels: images, as ``lora_jax.data.images`` prepares them.
+          dropout_rate: the dropout on embeddings, attention's probabilities, and the outputs of attention and MLP.
+          key: the key of dropout. None turns it off.
+          options: dtype, speed and memory.
+
+        Raises:
+          UserError: the images do not have the config's shape.
         """
         size, channels = self.config.image_size, self.config.num_channels
         if pixels.shape[1:] != (size, size, channels):
-            raise UserError(f"images of {pixels.shape[1:]}: this ViT takes {(size, size, channels)}")
-        patches = unfold(pixels.astype(dtype), self.config.patch_size)
-        x = dropout(self.embed(patches, fold(key, 0)), rate, fold(key, 1))
+            raise UserError(f"images of shape {pixels.shape[1:]}: this ViT takes {(size, size, channels)}")
+        patches = patchify(pixels.astype(options.dtype), self.config.patch_size)
+        x = dropout(self.embed(patches, fold(key, 0)), dropout_rate, fold(key, 1))
         d_head = self.config.hidden_size // self.config.num_attention_heads
-        cudnn = uses_cudnn(attention, dtype, d_head, {DROPPING: key is not None})
-        view = View(None, rate, cudnn)
+        obstacles = {DROPOUT_OBSTACLE: key is not None, PREFIX_OBSTACLE: self.layers.attn.prefix is not None}
+        cudnn = uses_cudnn(options.attention, options.dtype, d_head, obstacles)
+        context = AttentionContext(None, dropout_rate, cudnn)
 
         def apply(block, x, key):
-            return block(x, view, key)
+            return block(x, context, key)
 
-        return self.norm(scan_layers(self.layers, x, fold(key, 2), apply, unroll=unroll, remat=remat))
+        return self.norm(scan_layers(self.layers, x, fold(key, 2), apply, options))
 
 
-def unfold(pixels: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch patches d_patch"]:
-    """Square patches, row by row, each as one vector: its channels in turn, as a convolution's kernel has them."""
+def patchify(pixels: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch patches d_patch"]:
+    """Cuts images into square patches, row by row, each flattened channels first, like a convolution's kernel."""
     batch, height, width, channels = pixels.shape
     x = pixels.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, channels * size * size)
 
 
-# The tables are explained in bert.py. A convolution's kernel is flattened when it is loaded (weights/load.py).
+# bert.py explains these tables. Loading (weights/load.py) flattens a convolution's kernel.
 NAMES = {
     "embeddings.patch_embeddings.projection.weight": "embed/patch/kernel",
     "embeddings.patch_embeddings.projection.bias": "embed/patch/bias",
@@ -162,7 +173,7 @@ NAMES = {
     "layernorm.weight": "norm/scale",
     "layernorm.bias": "norm/bias",
 }
-# What a convolution's kernel is in a checkpoint, behind its outputs; here it is flat.
+# The shape of a convolution's kernel in a checkpoint, after its outputs. Here it is flat.
 WINDOWS = {"embeddings.patch_embeddings.projection.weight": lambda c: (c.num_channels, c.patch_size, c.patch_size)}
 PREFIXES = ("", "vit.")
 IGNORED = (r"(vit\.)?pooler\..*", r"(vit\.)?embeddings\.mask_token", r"classifier\..*", r"decoder\..*")

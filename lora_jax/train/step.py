@@ -14,6 +14,7 @@ from lora_jax.data.batches import Batch
 from lora_jax.data.tasks import kind_of
 from lora_jax.delta import graft
 from lora_jax.methods import Method, method_of
+from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
 
@@ -79,14 +80,9 @@ def start_state(program: Program, params: Params, hyper: Hyper) -> RunState:
     return RunState(params, opt_state, jnp.int32(0), jnp.bool_(True), jnp.asarray(jnp.inf, hyper.lr.dtype))
 
 
-def how(program: Program) -> dict[str, Any]:
-    """How the program runs a model, as every model's call takes it."""
-    return {
-        "dtype": jnp.dtype(program.dtype),
-        "unroll": program.unroll,
-        "remat": program.remat,
-        "attention": program.attention,
-    }
+def compute_options(program: Program) -> ComputeOptions:
+    """Returns the options with which the program calls models."""
+    return ComputeOptions(program.dtype, program.unroll, program.remat, program.attention)
 
 
 def adapted(program: Program, base: nnx.Module, params: Params, constants: Any) -> nnx.Module:
@@ -100,12 +96,15 @@ def loss_of(
     """What a run minimises, at its `step`: dropout depends on that and on the run's seed alone."""
     key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.drops_out else None
     model = adapted(program, base, params, constants)
-    return OBJECTIVES[program.kind].loss(model, batch, rate=hyper.dropout, key=key, **how(program))
+    return OBJECTIVES[program.kind].loss(
+        model, batch, dropout_rate=hyper.dropout, key=key, options=compute_options(program)
+    )
 
 
 def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Array:
     """What scoring keeps of each example: ``[batch, labels]`` logits of a classifier (see train/objective.py)."""
-    return OBJECTIVES[program.kind].outputs(adapted(program, base, params, constants), batch, **how(program))
+    model = adapted(program, base, params, constants)
+    return OBJECTIVES[program.kind].outputs(model, batch, options=compute_options(program))
 
 
 def train_step(

@@ -15,7 +15,7 @@ from lora_jax.config import RunConfig
 from lora_jax.data.prompts import Prompts
 from lora_jax.errors import UserError
 from lora_jax.generate import Decoding, generate
-from lora_jax.train.step import Params, Program, adapted, how
+from lora_jax.train.step import Params, Program, adapted, compute_options
 from lora_jax.weights.load import Base
 
 
@@ -40,7 +40,7 @@ def texts_of(
 ) -> Int32[Array, "batch new_tokens"]:
     """What one run's model writes after each prompt."""
     model: Any = adapted(program, base, params, constants)
-    return generate(model, tokens, mask, decoding, **how(program))
+    return generate(model, tokens, mask, decoding, options=compute_options(program))
 
 
 def packed_texts(program: Program, decoding: Decoding):

@@ -63,7 +63,7 @@ def fit(row: Family, config: Any, held: Collection[str], head: str, *, labels: i
         own = max(row.masked_heads, key=lambda table: len(table.paths.keys() & set(held)))
         names |= own.paths
         # The family ignores the heads of other tasks. This one it must not; only the copies that tying leaves.
-        place = re.escape(own.place)
+        place = re.escape(own.prefix)
         ignored = (*(f"(?!{place})(?:{pattern})" for pattern in ignored), rf"{place}decoder\.(weight|bias)")
     module = jax.eval_shape(lambda: _carry(row, config, held, prefix, head, labels, pool))
     there = parameters(module)

@@ -1,4 +1,4 @@
-"""Small random models, one a family or more, for tests that hold for all of them."""
+"""Small random models, one or more per family, for tests of all families."""
 
 import functools
 from typing import Any
@@ -55,7 +55,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @functools.cache
 def model_of(name: str):
-    """A causal language model of a decoder's family, a classifier of 3 labels of another's; float32."""
+    """Returns a float32 model: a causal language model for a decoder's family, else a classifier of 3 labels."""
     family = FAMILIES[CONFIGS[name][0]]
     config = family.config(**CONFIGS[name][1])
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def model_of(name: str):
 
 
 def inputs_of(name: str, tokens: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and a mask, of texts without padding, with it on the right, on the left and on both sides; or pictures."""
+    """Returns tokens and a mask: texts without padding, and padded right, left and on both sides. For ViT, images."""
     rng = np.random.default_rng(1)
     if name == "vit":
         return rng.normal(size=(4, 8, 8, 3)).astype(np.float32), np.ones((4, 1), bool)
@@ -83,13 +83,13 @@ def inputs_of(name: str, tokens: int = 12) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, rng.integers(2, 31, mask.shape), 1).astype(np.int32), mask
 
 
-def seen(name: str, output, mask):
-    """The part of a model's output that padding does not make meaningless."""
+def meaningful(name: str, output, mask):
+    """Returns the part of a model's output that does not belong to padding."""
     return output[mask] if FAMILIES[CONFIGS[name][0]].causal else output
 
 
 def equations(jaxpr):
-    """Every equation of a jaxpr and of those within it."""
+    """Yields every equation of a jaxpr and of the jaxprs within it."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, for tests of weights in files."""
+"""Tiny random models of every family, for tests of weight files."""
 
 import dataclasses
 from typing import Any
@@ -17,9 +17,9 @@ from lora_jax.weights.heads import fit
 from lora_jax.weights.load import Base, fingerprint
 from lora_jax.weights.special import Special
 
-WORDS = 61
+VOCAB_SIZE = 61
 ENCODER: dict[str, Any] = {
-    "vocab_size": WORDS,
+    "vocab_size": VOCAB_SIZE,
     "hidden_size": 36,
     "num_hidden_layers": 2,
     "num_attention_heads": 3,
@@ -30,7 +30,7 @@ ENCODER: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 DECODER: dict[str, Any] = {
-    "vocab_size": WORDS,
+    "vocab_size": VOCAB_SIZE,
     "hidden_size": 36,
     "intermediate_size": 40,
     "num_hidden_layers": 2,
@@ -58,7 +58,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
-# Configurations that are small and go through all of a family's names; config.json's `model_type` is the first of two.
+# Small configurations that together use all names of a family: (`model_type`, other keys of config.json).
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", ENCODER),
     "roberta": ("roberta", ENCODER | {"pad_token_id": 1}),
@@ -79,37 +79,38 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text",
         GEMMA2 | {"sliding_window_pattern": 2, "rope_theta": 500.0, "rope_local_base_freq": 50.0},
     ),
-    "gpt2": ("gpt2", {"vocab_size": WORDS, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 40}),
+    "gpt2": ("gpt2", {"vocab_size": VOCAB_SIZE, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 40}),
     "gpt_neox": ("gpt_neox", {key: DECODER[key] for key in DECODER if key not in ("num_key_value_heads", "head_dim")}),
 }
 
 
 def heads(name: str) -> tuple[str, ...]:
-    """The heads that this model carries."""
+    """Returns the heads that this model supports."""
     return FAMILIES[TINY[name][0]].heads
 
 
 def tokenizer() -> Tokenizer:
-    made = Tokenizer(tokenizer_models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return made
+    """Returns a tokenizer whose vocabulary is w0, w1, ..."""
+    words = Tokenizer(tokenizer_models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return words
 
 
-def tiny(name: str, head: str, **how: Any) -> Base:
-    """One of TINY, with a head on it; `how` is `random_base`'s."""
-    return random_base(*TINY[name], head, **how)
+def tiny(name: str, head: str, **kwargs: Any) -> Base:
+    """Returns one of TINY with a head. `kwargs` are those of `random_base`."""
+    return random_base(*TINY[name], head, **kwargs)
 
 
 def random_base(
     kind: str, values: dict[str, Any], head: str, *, labels: int = 5, dtype: DTypeLike = jnp.float32, seed: int = 0
 ) -> Base:
-    """A model as `load_base` would have loaded it, every parameter random, even a new head's."""
+    """Returns a model as `load_base` returns it. Every parameter is random, even those of a new head."""
     row = FAMILIES[kind]
     pool = "last" if row.causal else "first"
-    held = {prefix + part for prefix in row.prefixes for part in row.names}
-    known = {field.name for field in dataclasses.fields(row.config)}
-    config = row.config(**{key: value for key, value in {"model_type": kind, **values}.items() if key in known})
-    module = fit(row, config, held, head, labels=labels, pool=pool).module
+    names = {prefix + part for prefix in row.prefixes for part in row.names}
+    fields = {field.name for field in dataclasses.fields(row.config)}
+    config = row.config(**{key: value for key, value in {"model_type": kind, **values}.items() if key in fields})
+    module = fit(row, config, names, head, labels=labels, pool=pool).module
     rng = np.random.default_rng(seed)
 
     def draw(keys, leaf):
@@ -117,7 +118,7 @@ def random_base(
         return jnp.asarray(spread + any(getattr(key, "name", None) == "scale" for key in keys), dtype)
 
     model: Any = jax.tree_util.tree_map_with_path(draw, module)
-    if head == "classifier" and row.causal:  # as transformers' have no bias there
+    if head == "classifier" and row.causal:  # transformers has no bias there
         model.head.bias.set_value(jnp.zeros(labels, dtype))
     reader = Preprocessing((12, 12), 2, 1 / 255, (0.5,) * 3, (0.5,) * 3) if row.images else tokenizer()
     special = (

@@ -1,4 +1,4 @@
-"""LoRA on an embedding: merged, packed, padded, counted and stored like one on a linear layer."""
+"""LoRA on an embedding merges, packs, pads, counts and saves like LoRA on a linear layer."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ WORD, POSITION = "backbone/embed/word/adapter", "backbone/embed/position/adapter
 
 
 def drawn(base, run):
-    """A run's start with every zero filled too, and what is grafted of it."""
+    """Returns a run's init with noise on every parameter, and the delta to graft."""
     start = Lora().init(base, run)
     rng = np.random.default_rng(run.seed)
     params = jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), start.params)
@@ -23,7 +23,7 @@ def drawn(base, run):
 
 
 @pytest.mark.parametrize("targets", ["embed", "all+embed", "re:embed/position"])
-def test_merged_is_grafted_and_resized_is_the_same(base, configure, targets):
+def test_merging_and_resizing_change_no_output(base, configure, targets):
     tokens, mask = inputs_of("bert")
     _, delta = drawn(base, configure(rank=4, targets=targets))
     forward = jax.jit(lambda model: model(tokens, mask))
@@ -37,7 +37,7 @@ def test_merged_is_grafted_and_resized_is_the_same(base, configure, targets):
     )
 
 
-def test_a_tied_table_is_adapted_where_it_is_looked_up_and_cannot_be_merged(configure):
+def test_lora_on_a_tied_embedding_adapts_the_lookup_alone_and_cannot_merge(configure):
     model, (tokens, mask) = model_of("qwen3"), inputs_of("qwen3")
     _, delta = drawn(model, configure(rank=4, targets="embed"))
     adapted = graft(model, delta)
@@ -51,19 +51,19 @@ def test_a_tied_table_is_adapted_where_it_is_looked_up_and_cannot_be_merged(conf
     np.testing.assert_allclose(merge(untied, delta)(tokens, mask), graft(untied, delta)(tokens, mask), atol=1e-4)
 
 
-def test_what_trains_is_counted_and_dropout_is_no_embeddings(base, configure):
+def test_an_embedding_counts_its_parameters_and_has_no_dropout(base, configure):
     start = Lora().init(base, configure(rank=4, targets="embed", method__dropout=0.5))
     head = count({path: value for path, value in start.params.items() if path.startswith("head/")})
     assert start.trainable == 4 * (101 + 32) + head
     tokens, mask = inputs_of("bert")
     _, delta = drawn(base, configure(rank=4, targets="embed", method__dropout=0.5))
-    same = [graft(base, delta)(tokens, mask, rate=0.0, key=jax.random.key(seed)) for seed in (0, 1)]
+    same = [graft(base, delta)(tokens, mask, dropout_rate=0.0, key=jax.random.key(seed)) for seed in (0, 1)]
     np.testing.assert_array_equal(*same)
     with pytest.raises(UserError, match="rank=3: backbone/embed/type is 2 x 32, so its rank is at most 2"):
         Lora().validate(base, configure(rank=3, targets="re:embed/type"))
 
 
-def test_packed_runs_train_as_they_do_alone(base, configure, pack_of):
+def test_packed_runs_train_as_each_does_alone(base, configure, pack_of):
     wide = {"batch": 8, "steps": 20, "lr": 5e-3}
     runs = [
         configure(rank=3, targets="embed+q", seed=1, **wide),
@@ -76,11 +76,11 @@ def test_packed_runs_train_as_they_do_alone(base, configure, pack_of):
         np.testing.assert_allclose(packed.metrics.loss[:, i], alone.metrics.loss[:, 0], rtol=1e-5)
     a, b = (np.asarray(getattr(packed.state.params[WORD], part)[0]) for part in "ab")
     assert a[:, :3].any() and not a[:, 3:].any() and b[:3].any() and not b[3:].any()
-    for part in "ab":  # what a run does not adapt
+    for part in "ab":  # a target that this run does not adapt
         assert not np.asarray(getattr(packed.state.params[POSITION], part)[0]).any()
 
 
-def test_an_adapter_holds_it(base, configure, tmp_path):
+def test_a_saved_adapter_contains_the_embedding(base, configure, tmp_path):
     run = configure(rank=4, targets="embed+q")
     params, _ = drawn(base, run)
     constants = Lora().init(base, run).constants

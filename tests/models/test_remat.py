@@ -1,4 +1,4 @@
-"""Rematerialisation: the same numbers from less memory."""
+"""Rematerialisation saves memory and changes no number."""
 
 import functools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.families import equations, inputs_of, model_of, seen
+from helpers.families import equations, inputs_of, meaningful, model_of
 
 from lora_jax.adapters import LowRank
 from lora_jax.delta import graft
@@ -14,13 +14,14 @@ from lora_jax.errors import UserError
 from lora_jax.models import llama
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.layers import REMAT
+from lora_jax.models.options import ComputeOptions
 from lora_jax.targets import place
 from lora_jax.train.step import program_of
 from lora_jax.weights.load import random
 
 
 def pairs(model, runs: int) -> dict:
-    """A LoRA of rank 2 on every layer's linear layers, for each of so many runs."""
+    """Returns LoRA of rank 2 on the linear layers of every block, for each of `runs` runs."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -35,11 +36,11 @@ def pairs(model, runs: int) -> dict:
     }
 
 
-def gradient(model, mask, what, **how):
-    """Loss and gradient with respect to a pack of deltas, each run on texts of its own."""
+def gradient(model, mask, select, options):
+    """Returns loss and gradient with respect to a pack of deltas, each run on texts of its own."""
 
     def loss(delta, tokens):
-        return jnp.square(what(graft(model, delta)(tokens, mask, **how))).mean()
+        return jnp.square(select(graft(model, delta)(tokens, mask, options=options))).mean()
 
     return jax.jit(jax.vmap(jax.value_and_grad(loss)))
 
@@ -48,8 +49,8 @@ def gradient(model, mask, what, **how):
 def test_remat_changes_no_number(name):
     model, (tokens, mask) = model_of(name), inputs_of(name)
     delta, tokens = pairs(model, 2), np.stack([tokens, tokens[::-1]])
-    what = functools.partial(seen, name, mask=mask)
-    results = {remat: gradient(model, mask, what, remat=remat)(delta, tokens) for remat in REMAT}
+    select = functools.partial(meaningful, name, mask=mask)
+    results = {remat: gradient(model, mask, select, ComputeOptions(remat=remat))(delta, tokens) for remat in REMAT}
     for remat in ("dots", "layer"):
         for one, other in zip(jax.tree.leaves(results[remat]), jax.tree.leaves(results["none"]), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * float(jnp.abs(other).max()))
@@ -63,16 +64,16 @@ def test_remat_takes_less_memory_and_dots_recomputes_no_linear_layer():
     mask = np.ones((2, 64), bool)
     temporary, products = {}, {}
     for remat in REMAT:
-        step = gradient(model, mask, lambda x: x, remat=remat, dtype=jnp.bfloat16)
+        step = gradient(model, mask, lambda x: x, ComputeOptions(jnp.bfloat16, remat=remat))
         temporary[remat] = step.lower(delta, tokens).compile().memory_analysis().temp_size_in_bytes
         products[remat] = sum(map(is_forward_product, equations(jax.make_jaxpr(step)(delta, tokens).jaxpr)))
     assert temporary["none"] > 1.5 * temporary["dots"] and temporary["dots"] > 1.2 * temporary["layer"]
-    # A layer's 7, traced once for all layers, and the output layer; again all whose results the backward pass needs.
+    # 7 in a layer, traced once for all layers, and the output layer. "layer" computes 6 again for the backward pass.
     assert products == {"none": 8, "dots": 8, "layer": 8 + 6}
 
 
 def is_forward_product(equation) -> bool:
-    """Whether it is x·W with a kernel of the base, which no run has an axis of; the backward pass has g·Wᵀ."""
+    """Returns whether it is x·W with a kernel of the base, without an axis of runs. The backward pass has g·Wᵀ."""
     if equation.primitive.name != "dot_general":
         return False
     (_, contracted), _ = equation.params["dimension_numbers"]
@@ -80,7 +81,7 @@ def is_forward_product(equation) -> bool:
     return len(shape) == 2 and shape[0] in (64, 128) and tuple(contracted) == (0,)
 
 
-def test_settings_reach_the_model(configure):
+def test_settings_reach_the_program(configure):
     program = program_of(configure(model__remat="dots", model__attention="xla"))
     assert (program.remat, program.attention) == ("dots", "xla")
     assert program.unroll != program_of(configure()).unroll  # on a CPU, remat needs the loop over layers

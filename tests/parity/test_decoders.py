@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES
-from lora_jax.models.rope import KINDS, read_rope
+from lora_jax.models.options import ComputeOptions
+from lora_jax.models.rope import ROPE_TYPES, read_rope
 from lora_jax.targets import place, sites
 from lora_jax.weights import load
 
@@ -188,7 +189,7 @@ def each_family(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", FAMILIES_TRIED)
-def test_decoding_with_a_cache_is_the_whole_forward(kind, each_family):
+def test_decoding_with_a_cache_equals_the_full_forward_pass(kind, each_family):
     model = each_family[kind]
     tokens, mask = batch(61)
     mask[:, 14:] = True  # what is generated
@@ -205,7 +206,7 @@ def test_decoding_with_a_cache_is_the_whole_forward(kind, each_family):
 
 
 @pytest.mark.parametrize("kind", FAMILIES_TRIED)
-def test_packed_sequences_do_not_see_each_other(kind, each_family):
+def test_packed_sequences_do_not_attend_to_each_other(kind, each_family):
     model = each_family[kind]
     tokens, _ = batch(61)
     lengths = (5, 4, 8)
@@ -225,7 +226,7 @@ def test_a_later_token_changes_no_earlier_logit(kind, each_family):
     changed = np.where(np.arange(17) >= 9, (tokens + 1) % 61, tokens)
     forward = jax.jit(lambda model, tokens: model(tokens, mask))
     one, other = (np.asarray(forward(each_family[kind], t)) for t in (tokens, changed))
-    early = mask & (np.arange(17) < 9)  # what a padded place sees is of no account
+    early = mask & (np.arange(17) < 9)  # the output at padding has no meaning
     np.testing.assert_array_equal(one[early], other[early])
     assert not np.allclose(one[:, 9:], other[:, 9:])
 
@@ -235,13 +236,17 @@ def test_unrolling_dtype_and_dropout(kind, each_family):
     model = each_family[kind]
     tokens, mask = batch(61)
     plain = np.asarray(model(tokens, mask))
-    np.testing.assert_allclose(np.asarray(model(tokens, mask, unroll=2))[mask], plain[mask], atol=1e-5 * plain.max())
-    half = model(tokens, mask, dtype=jnp.bfloat16)
+    np.testing.assert_allclose(
+        np.asarray(model(tokens, mask, options=ComputeOptions(unroll=2)))[mask], plain[mask], atol=1e-5 * plain.max()
+    )
+    half = model(tokens, mask, options=ComputeOptions(jnp.bfloat16))
     assert half.dtype == jnp.float32
     assert np.abs(np.asarray(half) - plain)[mask].mean() < 0.1 * np.abs(plain).mean()
     key = jax.random.key(0)
-    np.testing.assert_allclose(model(tokens, mask, rate=0.0, key=key)[mask], plain[mask], atol=1e-5 * plain.max())
-    assert not np.allclose(model(tokens, mask, rate=0.5, key=key)[mask], plain[mask], atol=0.1)
+    np.testing.assert_allclose(
+        model(tokens, mask, dropout_rate=0.0, key=key)[mask], plain[mask], atol=1e-5 * plain.max()
+    )
+    assert not np.allclose(model(tokens, mask, dropout_rate=0.5, key=key)[mask], plain[mask], atol=0.1)
 
 
 def test_a_decoder_classifies_by_its_last_token(tmp_path):
@@ -251,14 +256,14 @@ def test_a_decoder_classifies_by_its_last_token(tmp_path):
     model = load.load_base(str(tmp_path), kind, labels=5, pool="last").model
     model = graft(model, {"head/kernel": jnp.asarray(theirs.score.weight.detach().numpy().T)})
     tokens, mask = batch(61)
-    tokens = np.where(mask, np.maximum(tokens, 1), 0)  # they find the last token by its not being padding
+    tokens = np.where(mask, np.maximum(tokens, 1), 0)  # transformers finds the last token by its id
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long()).logits.numpy()
     ours = np.asarray(model(tokens, mask))
     assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_what_is_not_computed_is_refused(tmp_path):
+def test_unsupported_settings_are_errors(tmp_path):
     kind, values = CASES["qwen2"]
     save(tmp_path, kind, values | {"use_sliding_window": True})
     with pytest.raises(UserError, match=r"use_sliding_window=True is not supported"):
@@ -270,7 +275,7 @@ def test_what_is_not_computed_is_refused(tmp_path):
         load.load_base(str(tmp_path), kind)
     with pytest.raises(UserError, match=r"head='causal': model.family='bert' carries .*; causal goes on .*llama"):
         load.load_base(str(tmp_path), "bert", head="causal")
-    with pytest.raises(ValueError, match=f"rope_type='yarn' is not supported; must be one of {', '.join(KINDS)}"):
+    with pytest.raises(ValueError, match=f"rope_type='yarn' is not supported; must be one of {', '.join(ROPE_TYPES)}"):
         read_rope(10000.0, {"rope_type": "yarn", "factor": 2.0})
     with pytest.raises(ValueError, match="rope_type='linear' needs factor"):
         read_rope(10000.0, {"type": "linear"})

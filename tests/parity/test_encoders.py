@@ -20,6 +20,7 @@ from lora_jax.adapters import LowRank
 from lora_jax.delta import graft, merge, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import deberta, roberta
+from lora_jax.models.options import ComputeOptions
 from lora_jax.targets import sites
 from lora_jax.weights.load import load_base
 
@@ -185,7 +186,7 @@ def test_a_bare_encoder_loads(tmp_path):
 def test_dropout_is_drawn_anew_everywhere(text):
     _, _, model = text
     tokens, mask = batch("right")
-    apply = jax.jit(lambda m, rate, key: m(tokens, mask, rate=rate, key=key))
+    apply = jax.jit(lambda m, rate, key: m(tokens, mask, dropout_rate=rate, key=key))
     whole = apply(model, 0.0, None)
     np.testing.assert_allclose(apply(model, 0.0, jax.random.key(0)), whole, rtol=1e-5, atol=1e-5)
     one, again, other = (apply(model, 0.3, jax.random.key(seed)) for seed in (0, 0, 1))
@@ -227,7 +228,7 @@ def assert_adapts(model, *inputs) -> None:
     for own, whole in zip(ours, merged, strict=True):
         assert_close(own, whole, within=1e-4, what="grafted and merged")
     assert np.abs(np.asarray(merged) - np.asarray(apply(model))).max() > 0.1
-    narrow = jax.jit(lambda m: m(*inputs, dtype=jnp.bfloat16))(model)
+    narrow = jax.jit(lambda m: m(*inputs, options=ComputeOptions(jnp.bfloat16)))(model)
     assert narrow.dtype == jnp.float32
     assert_close(narrow, apply(model), within=0.1, what="bfloat16")
 
@@ -261,9 +262,9 @@ def test_deberta_buckets_at_full_length(settings):
     config = deberta.DebertaConfig(**{name: value for name, value in settings.items() if name in names})
     tokens = 700
     theirs = build_relative_position(
-        torch.zeros(tokens, 1), torch.zeros(tokens, 1), config.position_buckets, config.farthest
+        torch.zeros(tokens, 1), torch.zeros(tokens, 1), config.position_buckets, config.max_distance
     )[0].numpy()
-    ours = deberta.distances(tokens, config)
+    ours = deberta.distance_buckets(tokens, config)
     np.testing.assert_array_equal(ours[tokens - 1 :], theirs[:, 0].clip(-config.span, config.span - 1))
     np.testing.assert_array_equal(ours[: tokens - 1], theirs[0, 1:][::-1].clip(-config.span, config.span - 1))
 

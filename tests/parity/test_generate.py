@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 
 from parity.test_decoders import CASES, save  # noqa: E402 (it needs torch)
 
-from lora_jax.generate import Decoding, generate, left_padded  # noqa: E402
+from lora_jax.generate import Decoding, generate, left_pad  # noqa: E402
 from lora_jax.weights.load import load_base  # noqa: E402
 
 WORDS, LONGEST, NEW = 61, 21, 24
@@ -73,7 +73,7 @@ def compare(pair, prompts, settings: dict) -> None:
         stop = tuple(order[:count])
         # Padding is a stop token, as is usual: transformers looks for n-grams in the padding too.
         decoding = Decoding(NEW, stop=stop, pad=stop[0], **settings)
-        tokens, mask = left_padded(prompts, decoding.pad)
+        tokens, mask = left_pad(prompts, decoding.pad)
         answers = expected(theirs, tokens, mask, decoding)
         early = np.isin(answers[:, :-1], stop).any(1)
         few, many = (count, many) if early.sum() < 2 else (few, count)

@@ -10,6 +10,7 @@ import pytest
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES
+from lora_jax.models.options import ComputeOptions
 from lora_jax.train.losses import IGNORED, cross_entropy, squared_error, token_cross_entropy
 from lora_jax.weights.load import load_base
 
@@ -130,12 +131,12 @@ def test_sentence_embedding(case, pool, tmp_path):
     ]
     expected = np.stack([state[pool] / np.linalg.norm(state[pool]) for state in states])
     np.testing.assert_allclose(base.model(tokens, mask), expected, atol=1e-6)
-    assert base.model(tokens, mask, dtype=jnp.bfloat16).dtype == jnp.float32
+    assert base.model(tokens, mask, options=ComputeOptions(jnp.bfloat16)).dtype == jnp.float32
 
 
 def test_a_dropped_out_token_head(tmp_path):
     _, model, _, texts = both("bert", tmp_path, transformers.AutoModelForTokenClassification, num_labels=LABELS)
-    apply = jax.jit(lambda rate, seed: model(*texts, rate=rate, key=jax.random.key(seed)))
+    apply = jax.jit(lambda rate, seed: model(*texts, dropout_rate=rate, key=jax.random.key(seed)))
     np.testing.assert_allclose(apply(0.0, 0), model(*texts), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(apply(0.3, 0), apply(0.3, 0))
     assert not np.allclose(apply(0.3, 0), apply(0.3, 1))
