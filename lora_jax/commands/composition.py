@@ -40,7 +40,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def compose_run(*overrides: str) -> RunConfig:
-    """Returns the settings that the same overrides would give on the command line: ``compose_run("rank=4", "targets=qv")``."""
+    """Returns the settings of a command line with these overrides: ``compose_run("rank=4", "targets=qv")``."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return parse(plain(compose("run", list(overrides))))
 

@@ -60,8 +60,8 @@ def plan(points: Sequence[Point], costs: CostModel) -> list[PackPlan]:
 
     What a run does for its neighbours' sake (its rank padded to the widest, its steps idled through to the longest) is
     work that a pack of its own would save; that pack would cost a compilation, and a device does less a second with
-    fewer runs at a time. So runs share a pack while none does more than MAX_PADDED_WORK times its own work. Ranks 4 to 32 of a
-    22M model add 16% to the least of them and share; 1024 makes seven times the work of 1, and they do not.
+    fewer runs at a time. So runs share a pack while none does more than MAX_PADDED_WORK times its own work. Ranks 4 to
+    32 of a 22M model add 16% to the least of them and share; 1024 makes seven times the work of 1, and they do not.
 
     A device does one pack after another, so their order changes nothing of the end but much of the middle: those that
     take least for each of their runs come first, which gives the least mean time to a result (W. E. Smith, "Various

@@ -121,7 +121,7 @@ class Sweep:
         return self.home / "checkpoints" / f"pack-{pack.index}"
 
     def _split(self, pack: PackPlan, parts: Sequence[Sequence[int]]) -> tuple[list[PackPlan], int | None]:
-        """Makes packs of the runs at the places `parts`, in plan.json and of the newest checkpoint; returns its step."""
+        """Makes packs of some runs each, in plan.json and out of the newest checkpoint, and returns its step."""
         first = next_index(self.home)
         packs = [pack.part(first + i, members) for i, members in enumerate(parts)]
         fingerprint = self.setups.get(pack.points[0].config).base.fingerprint

@@ -12,8 +12,10 @@ UTILISATION = 0.5
 
 
 def rough_seconds(flops: float, dtype: str) -> float:
-    """Returns the seconds that steps of `flops` take in all on this device; right within a factor of two or so, a GPU kept idle by
-    a small model within five."""
+    """Returns the seconds that steps of `flops` take in all on this device.
+
+    Right within a factor of two or so; within five on a GPU that a small model leaves idle.
+    """
     return flops / (UTILISATION * product_rate(dtype))
 
 

@@ -23,8 +23,8 @@ from lora_jax.train.setup import Setup
 def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, display: ProgressDisplay) -> list[int]:
     """Trains a pack and leaves each run's results in its folder. Returns the runs that should go on alone.
 
-    Those have a checkpoint in `checkpoints`, and no results yet. Raises MemoryError before the first step if there is no
-    room for the compiled programs; what the device runs out of later is XLA's own error. Either way nothing that a
+    Those have a checkpoint in `checkpoints`, and no results yet. Raises MemoryError before the first step if there is
+    no room for the compiled programs; what the device runs out of later is XLA's own error. Either way nothing that a
     checkpoint holds is lost.
     """
     config, task = plan.points[0].config, setup.task

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -31,20 +32,20 @@ class Hyper(NamedTuple):
 
 
 def hyper_of(run: RunConfig, steps: int) -> Hyper:
-    """`run`'s hyperparameters; `steps` is how long it trains."""
+    """Returns the hyperparameters of `run`, on the host; `steps` is how long it trains."""
     optim = run.optim
-    real, whole = jnp.zeros(()).dtype, np.dtype(np.int32)
+    real, whole = jnp.zeros(()).dtype, np.int32
     return Hyper(
-        lr=jnp.asarray(run.lr, real),
-        b1=jnp.asarray(optim.b1, real),
-        b2=jnp.asarray(optim.b2, real),
-        eps=jnp.asarray(optim.eps, real),
-        weight_decay=jnp.asarray(optim.weight_decay, real),
-        clip_norm=jnp.asarray(optim.clip_norm, real),
-        warmup=jnp.asarray(round(optim.warmup * steps), whole),
-        steps=jnp.asarray(steps, whole),
-        dropout=jnp.asarray(run.dropout, real),
-        seed=jnp.asarray(run.seed, whole),
+        lr=np.asarray(run.lr, real),
+        b1=np.asarray(optim.b1, real),
+        b2=np.asarray(optim.b2, real),
+        eps=np.asarray(optim.eps, real),
+        weight_decay=np.asarray(optim.weight_decay, real),
+        clip_norm=np.asarray(optim.clip_norm, real),
+        warmup=np.asarray(round(optim.warmup * steps), whole),
+        steps=np.asarray(steps, whole),
+        dropout=np.asarray(run.dropout, real),
+        seed=np.asarray(run.seed, whole),
     )
 
 

@@ -30,6 +30,7 @@ def full_at_step(nth: int) -> str:
     return FULL.format(module="lora_jax.train.callbacks", owner="LogMetrics", name="after_step", nth=nth)
 
 
+TEST_SCORED = FULL.format(module="lora_jax.sweep.finish", owner="", name="test_scores", nth=1)
 MOMENTS = {  # the code, the step that its halves begin from, and what the log says
     "compiled": (NO_ROOM, 0, "its programs take"),
     "the first step": (full_at_step(1), 0, "RESOURCE_EXHAUSTED"),
