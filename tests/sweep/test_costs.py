@@ -1,6 +1,6 @@
 """What a pack is predicted to take, held against what XLA plans for its own compiled step.
 
-`pytest tests/test_memory.py -s` prints both.
+`pytest tests/sweep/test_costs.py -s` prints both.
 """
 
 import os
@@ -13,12 +13,14 @@ import pytest
 from flax import nnx
 
 from lora_jax.config.point import Point
-from lora_jax.data.batches import TrainBatches
+from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.data.tokens import Encoded
 from lora_jax.models import bert, llama
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.heads import Classifier
-from lora_jax.train import memory
+from lora_jax.sweep import costs as costs_module
+from lora_jax.sweep.costs import Costs, abstract_pack
+from lora_jax.train.memory import budget, pack_bytes, run_bytes
 from lora_jax.train.pack import packed_step
 from lora_jax.weights import load
 
@@ -37,21 +39,20 @@ def models() -> dict[str, nnx.Module]:
 
 
 @pytest.fixture
-def setups(models, monkeypatch):
-    """Texts of one length, with a label each, or with one for each token."""
+def setups(models):
+    """Stands for `Setups`: texts of one length, with a label each, or with one for each token."""
 
     def encoded(task: str) -> Encoded:
         tokens, texts = np.ones(64 * LENGTH, np.int32), np.arange(65) * LENGTH
         return Encoded(tokens, texts, tokens if task == "e2e" else np.zeros(64, np.int32), LENGTH, task == "e2e")
 
-    def setup_of(run):
+    def get(run):
         def train_batches(run, seeds):
             return TrainBatches(encoded(run.task.name), batch=run.batch, buckets=(LENGTH,), seeds=seeds)
 
         return SimpleNamespace(base=SimpleNamespace(model=models[run.task.name]), train_batches=train_batches)
 
-    monkeypatch.setattr(memory, "setup_of", setup_of)
-    return setup_of
+    return SimpleNamespace(get=get)
 
 
 def points_of(runs) -> list[Point]:
@@ -71,24 +72,24 @@ CASES = {
 def test_predicted_within_15_percent_of_what_xla_plans(case, models, setups, configure, pack_of):
     settings, ranks = CASES[case]
     runs = [configure(batch=8, steps=5, rank=rank, **settings) for rank in ranks]
-    costs = memory.Costs()
+    costs = Costs(setups)
     costs.room = 0
     costs.predict(points_of([*runs, runs[-1].model_copy(update={"rank": 32})]))  # what is measured
     predicted, asked = costs.predict(points_of(runs))
     base = models[runs[0].task.name]
     pack = pack_of(base, runs)
-    example = jax.device_put(setups(runs[0]).train_batches(runs[0], (0,) * len(runs))[0])
+    example = jax.device_put(setups.get(runs[0]).train_batches(runs[0], (0,) * len(runs))[0])
     arguments = (pack.state, pack.constants, pack.hyper, example)
-    planned = memory.pack_bytes(packed_step(pack.program).lower(base, *arguments).compile(), *arguments)
+    planned = pack_bytes(packed_step(pack.program).lower(base, *arguments).compile(), *arguments)
     print(f"\n{case}: predicted {predicted / 2**20:.2f} MiB, planned {planned / 2**20:.2f}: {predicted / planned:.3f}")
     assert asked
     assert predicted == pytest.approx(planned, rel=0.15)
 
 
 def test_what_surely_fits_is_not_compiled(models, setups, configure, monkeypatch):
-    monkeypatch.setattr(memory, "compiled_bytes", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(costs_module, "compiled_bytes", lambda *_: pytest.fail("compiled"))
     points = points_of([configure(batch=8, rank=rank) for rank in (4, 32)])
-    costs = memory.Costs()
+    costs = Costs(setups)
     bound, asked = costs.predict(points)
     assert not asked and 2**20 < bound <= costs.room
     assert costs.predict(points[1:])[0] < bound  # one run leaves nothing to choose
@@ -99,8 +100,14 @@ def test_what_surely_fits_is_not_compiled(models, setups, configure, monkeypatch
 def test_more_tokens_and_larger_batches_take_more(base, configure, pack_of):
     pack = pack_of(base, [configure(batch=8)])
     hyper = jax.tree.map(lambda leaf: leaf[0], pack.hyper)
+
+    def example(batch, length):
+        tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
+        mask = jax.ShapeDtypeStruct((batch, length), bool)
+        return Batch(tokens, mask, jax.ShapeDtypeStruct((batch,), np.int32))
+
     sizes = [
-        memory.run_bytes(pack.program, base, pack.inits[0], hyper, *shape) for shape in ((8, 16), (16, 16), (16, 32))
+        run_bytes(pack.program, base, pack.inits[0], hyper, example(*shape)) for shape in ((8, 16), (16, 16), (16, 32))
     ]
     assert sizes[0] < sizes[1] < sizes[2]
     assert sizes[2] > 1.7 * sizes[1]
@@ -110,11 +117,11 @@ def test_shapes_are_those_that_are_stacked(models, setups, configure, pack_of):
     """What is lowered from shapes alone is the program that trains, so its cache entry is too."""
     runs = [configure(batch=8, rank=4, targets="qv"), configure(batch=8, rank=8, targets="k", method__dropout=0.1)]
     pack = pack_of(models["banking77"], runs)
-    state, constants, hyper = memory.abstract(runs[0], memory.Costs().widest(points_of(runs)), 2)
+    state, constants, hyper = abstract_pack(runs[0], Costs(setups).widest(points_of(runs)), 2)
     for expected, got in zip((pack.state, pack.constants, pack.hyper), (state, constants, hyper), strict=True):
         shapes = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (expected, got)]
         assert shapes[0] == shapes[1]
 
 
 def test_budget_is_below_what_the_machine_has():
-    assert 2**20 < memory.budget() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**20 < budget() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
