@@ -212,7 +212,8 @@ def train(config: DictConfig) -> float:
         hydra = HydraConfig.get()
         group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else point.name
         (summary,) = run_points([point], home=point.folder, group=group)
-        return (summary.get("valid_best") or {}).get(summary["metric"], float("nan"))
+        score = summary.score("valid")
+        return float("nan") if score is None else score
 
 
 # ---- after Hydra
@@ -227,7 +228,7 @@ def complete(sweep: Path) -> None:
     if asked.launcher._target_.endswith(".PackedLauncher"):
         return
     # What was interrupted is not held: it goes on.
-    rows = [row for row in load_rows(sweep) if row.status != "interrupted" and "overrides" in row.run]
+    rows = [row for row in load_rows(sweep) if row.status != "interrupted"]
     left_out = asked.job.config.override_dirname.exclude_keys
     own = [f"file://{source.path}" for source in asked.runtime.config_sources if source.provider == "command-line"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -235,7 +236,7 @@ def complete(sweep: Path) -> None:
         def settings(overrides: Sequence[str]) -> RunConfig:
             return parse(plain(compose("sweep", [*overrides, f"resume='{sweep}'", f"hydra.searchpath={own}"])))
 
-        held = [(tuple(row.run["overrides"]), settings(row.run["overrides"])) for row in rows]
+        held = [(row.run.overrides, settings(row.run.overrides)) for row in rows]
         points = []
         for overrides in baselines(held, settings):
             telling = sorted(item for item in overrides if item.lstrip("+").partition("=")[0] not in left_out)

@@ -23,7 +23,7 @@ from lora_jax.config import RunConfig, parse
 from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.data.tokens import Encoded
 from lora_jax.delta import Delta, parameters
-from lora_jax.methods import AdapterInit, method_of
+from lora_jax.methods import AdapterInit
 from lora_jax.models import FAMILIES, bert, llama
 from lora_jax.models.heads import Classifier
 from lora_jax.train.optimizer import Hyper, hyper_of

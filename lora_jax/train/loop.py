@@ -15,9 +15,9 @@ import numpy as np
 
 from lora_jax.data.batches import Batch, EvalBatches, TrainBatches, prefetch
 from lora_jax.methods import AdapterInit
-from lora_jax.metrics import better
 from lora_jax.metrics.language import bleu
-from lora_jax.stopping import JUDGED_FROM, behind
+from lora_jax.records import MetricsRecord, PackRecord
+from lora_jax.tracking import TrackingSession
 from lora_jax.train import memory, record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.evaluate import evaluate
@@ -27,6 +27,7 @@ from lora_jax.train.plan import Point
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup
 from lora_jax.train.step import Params, Program, RunState, StepMetrics, program_of
+from lora_jax.train.stopping import MedianRule
 from lora_jax.train.writing import decoding_of, packed_texts, save_texts, write
 from lora_jax.weights.adapters import save_adapter
 
@@ -116,7 +117,18 @@ class Progress:
 class Loop:
     """One pack's way from its first step, or its last checkpoint, to its summaries."""
 
-    def __init__(self, setup: Setup, pack: Pack, *, index: int, home: Path, group: str, show: Show):
+    def __init__(
+        self,
+        setup: Setup,
+        pack: Pack,
+        *,
+        index: int,
+        home: Path,
+        group: str,
+        tracking: TrackingSession,
+        show: Show,
+    ):
+        self.tracking = tracking
         self.setup, self.pack, self.index, self.home, self.group, self.show = setup, pack, index, home, group, show
         self.config = pack.points[0].config
         self.runs = range(len(pack.points))
@@ -143,7 +155,9 @@ class Loop:
             stack.callback(checkpoints.close)
             resumed = self._restore(checkpoints)
             self.trackers = {
-                i: stack.enter_context(record.open_tracker(self.setup, point, self.group, resumed))
+                i: stack.enter_context(
+                    record.open_tracker(self.tracking, self.setup, point, group=self.group, keep_until=resumed)
+                )
                 for i, point in enumerate(self.pack.points)
                 if not record.is_done(point.folder)
             }
@@ -178,6 +192,7 @@ class Loop:
         """Puts the pack where its newest checkpoint was; the step, or None where there is none."""
         none: list[Any] = [None] * len(self.runs)
         self.progress = Progress(0, [True] * len(self.runs), [0] * len(self.runs), [*none], [*none], [*none], 0.0)
+        self.rule = MedianRule(self.setup.task.select, len(self.runs))
         # Buffers of its own: the step donates the state's.
         self.best = _copied(self.pack.state.params)
         restored = checkpoints.restore({"state": self.pack.state, "best": self.best})
@@ -186,6 +201,9 @@ class Loop:
         arrays, note = restored
         self.pack.state, self.best = jax.tree.map(jnp.asarray, (arrays["state"], arrays["best"]))
         self.progress = Progress(**note["progress"])
+        for i, best in enumerate(self.progress.best):
+            validations = sum(due <= self.progress.step for due in self.evaluations[i])
+            self.rule.restore(i, best[self.rule.metric] if best else None, validations)
         self._cut({i: step for i, step in enumerate(self.progress.stopped) if step is not None})
         return self.progress.step
 
@@ -246,25 +264,20 @@ class Loop:
                 continue
             self._write(i, {f"valid/{name}": value for name, value in scores[i].items()})
             self.show.valid(i, scores[i][select])
-            best = self.progress.best[i]
-            if best is None or better(select, scores[i][select], best[select]):
+            if self.rule.record(i, step, scores[i][select]):
                 improved[i], self.progress.best[i] = True, {"step": step, **scores[i]}
         self.best = _choose(jnp.asarray(improved), self.pack.state.params, self.best)
         self._stop()
 
     def _stop(self) -> None:
-        """Ends the runs that ask for it and have fallen behind, after a validation."""
-        step, select = self.progress.step, self.setup.task.select
-        lost = behind(select, [best[select] if best else None for best in self.progress.best])
-        ended = {}
-        for i in np.flatnonzero(self._going() & lost).tolist():
-            scored = sum(due <= step for due in self.evaluations[i])
-            if self.pack.points[i].config.stop == "median" and step in self.evaluations[i] and scored >= JUDGED_FROM:
-                ended[i] = self.progress.stopped[i] = step
-                self.show.say(
-                    f"pack {self.index}: {self.pack.points[i].name} is behind the median, ended at step {step}"
-                )
-        self._cut(ended)
+        """Ends the runs that ask for it and have fallen below the median, after a validation."""
+        step = self.progress.step
+        active = self._going() & [point.config.stop == "median" for point in self.pack.points]
+        ended = self.rule.ended_at(step, active.tolist())
+        for i in ended:
+            self.progress.stopped[i] = step
+            self.show.say(f"pack {self.index}: {self.pack.points[i].name} is behind the median, ended at step {step}")
+        self._cut(dict.fromkeys(ended, step))
 
     def _cut(self, ended: dict[int, int]) -> None:
         """Makes runs end at those steps: a step leaves a run alone that is as long as it was to be."""
@@ -322,25 +335,25 @@ class Loop:
         progress = self.progress
         for i in [i for i in ended if i in self.trackers]:
             point = self.pack.points[i]
-            summary = record.identity(self.setup, point, self.pack.shapes[i]) | {
-                "status": "diverged" if not live[i] else "stopped" if progress.stopped[i] else "finished",
-                "error": None if live[i] else f"diverged at step {int(updates[i]) + 1}",
-                "steps": int(updates[i]),
-                "test": scores[i] if live[i] else None,
-                "valid_best": progress.best[i],
-                "train_loss": progress.train_loss[i],
-                "tokens": progress.tokens[i],
-                "seconds": progress.seconds,
-                "tokens_per_s": progress.tokens[i] / progress.seconds,
-                "compile_seconds": self.compile_seconds,
-                "peak_memory_bytes": self.peak_bytes,
-                "pack": {"index": self.index, "runs": len(self.runs)},
-            }
+            summary = record.initial_summary(self.setup, point, self.pack.shapes[i]).replace(
+                status="diverged" if not live[i] else "stopped" if progress.stopped[i] else "finished",
+                error=None if live[i] else f"diverged at step {int(updates[i]) + 1}",
+                steps=int(updates[i]),
+                test=scores[i] if live[i] else None,
+                valid_best=progress.best[i],
+                train_loss=progress.train_loss[i],
+                tokens=progress.tokens[i],
+                seconds=progress.seconds,
+                tokens_per_s=progress.tokens[i] / progress.seconds,
+                compile_seconds=self.compile_seconds,
+                peak_memory_bytes=self.peak_bytes,
+                pack=PackRecord(index=self.index, runs=len(self.runs)),
+            )
             adapter = None
             if live[i]:
                 self._write(i, {f"test/{name}": value for name, value in scores[i].items()})
                 adapter = point.folder / "adapter"
-                summary["adapter_bytes"] = self._save(i, adapter, best, constants)
+                summary = summary.replace(adapter_bytes=self._save(i, adapter, best, constants))
             self.trackers[i].finish(summary, adapter)
 
     def _save(self, i: int, folder: Path, best: Params, constants: Any) -> int:
@@ -357,7 +370,7 @@ class Loop:
     def _write(self, i: int, figures: dict[str, float]) -> None:
         if i in self.trackers:
             step = min(self.progress.step, int(self.pack.steps[i]))  # the pack may go on without this run
-            self.trackers[i].log({"step": step, "tokens": self.progress.tokens[i], **figures})
+            self.trackers[i].log(MetricsRecord(step=step, tokens=self.progress.tokens[i], **figures))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -15,7 +15,8 @@ import jax
 
 from lora_jax.errors import UserError
 from lora_jax.methods import method_of
-from lora_jax.track import read_json, write_json
+from lora_jax.records import RUN_FILE, Summary, read_json, write_json, write_run, write_summary
+from lora_jax.tracking import TrackingSession
 from lora_jax.train import memory, record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.loop import Loop, is_out_of_memory, make_pack
@@ -29,7 +30,7 @@ from lora_jax.weights.sources import cache_folder
 NAMED = 8
 
 
-def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[str, Any]]:
+def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summary]:
     """Trains `points`, packed, and returns their summaries in order; each is in its point's folder too.
 
     `home` holds plan.json and the checkpoints; `group` is the W&B group. A point that has its results is not run
@@ -44,6 +45,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
     for talker in ("absl", "jax._src.xla_bridge"):  # orbax tells of every step it takes, JAX of every absent TPU
         logging.getLogger(talker).setLevel(logging.WARNING)
     _refuse_taken(points)
+    tracking = TrackingSession()
     with Show() as show:
         for point in points:
             show.stage(f"loading {point.config.model.name} and {point.config.task.name}")
@@ -57,9 +59,9 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
             show.say(_told(pack))
         for pack in packs:
             if not all(record.is_done(point.folder) for point in pack.points):
-                _run_pack(pack, home, group, show)
+                _run_pack(pack, home, group, tracking, show)
     summaries = [record.done_summary(point.folder) for point in points]
-    if all(summary["status"] != "failed" for summary in summaries):
+    if all(summary.status != "failed" for summary in summaries):
         shutil.rmtree(home / "checkpoints", ignore_errors=True)
     return summaries
 
@@ -77,13 +79,13 @@ def _told(pack: PackPlan) -> str:
     )
 
 
-def _run_pack(pack: PackPlan, home: Path, group: str, show: Show) -> None:
+def _run_pack(pack: PackPlan, home: Path, group: str, tracking: TrackingSession, show: Show) -> None:
     """Trains a pack, in parts where it must: two halves, down to single runs, where it takes more memory than there is,
     and the runs that outlive stopped ones. A part goes on from the pack's newest checkpoint. Any other failure is its
     runs' own.
     """
     try:
-        going = _trained(pack, home, group, show)
+        going = _trained(pack, home, group, tracking, show)
         parts = [[i for i in range(len(pack.points)) if i not in going], going] if going else []
         why = f"{len(going)} of {len(pack.points)} runs are left, going on with them alone"
     except Exception as error:
@@ -102,14 +104,15 @@ def _run_pack(pack: PackPlan, home: Path, group: str, show: Show) -> None:
         )
         for part in packs:
             if not all(record.is_done(point.folder) for point in part.points):
-                _run_pack(part, home, group, show)
+                _run_pack(part, home, group, tracking, show)
     else:
         shutil.rmtree(_checkpoints(pack, home), ignore_errors=True)
 
 
-def _trained(pack: PackPlan, home: Path, group: str, show: Show) -> list[int]:
+def _trained(pack: PackPlan, home: Path, group: str, tracking: TrackingSession, show: Show) -> list[int]:
     setup = setup_of(pack.points[0].config)
-    return Loop(setup, make_pack(setup, pack.points), index=pack.index, home=home, group=group, show=show).run()
+    packed = make_pack(setup, pack.points)
+    return Loop(setup, packed, index=pack.index, home=home, group=group, tracking=tracking, show=show).run()
 
 
 def _fail_pack(pack: PackPlan, home: Path, show: Show, error: Exception) -> None:
@@ -122,11 +125,11 @@ def _fail_pack(pack: PackPlan, home: Path, show: Show, error: Exception) -> None
 
 
 def _fail(setup: Setup, point: Point, error: str) -> None:
-    identity = record.identity(setup, point, memory.shapes_of(point.config))
+    summary = record.initial_summary(setup, point, memory.shapes_of(point.config)).replace(error=error)
     point.folder.mkdir(parents=True, exist_ok=True)
-    if not (point.folder / "run.json").exists():
-        write_json(point.folder / "run.json", record.run_record(setup, point))
-    write_json(point.folder / "summary.json", identity | {"error": error})
+    if not (point.folder / RUN_FILE).exists():
+        write_run(point.folder, record.run_record(setup, point))
+    write_summary(point.folder, summary)
 
 
 # ---- the plan

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lora_jax.methods.start import key_of
 
 from lora_jax.delta import count, parameters
 from lora_jax.errors import UserError
 from lora_jax.methods import METHODS, full, lora
-from lora_jax.methods.start import key_of
 from lora_jax.train.record import trainable_count
 
 ATTN, MLP = "backbone/layers/attn", "backbone/layers/mlp"

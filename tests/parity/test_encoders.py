@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lora_jax.methods.start import head
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from lora_jax.delta import graft, merge, parameters
 from lora_jax.errors import UserError
-from lora_jax.methods.start import head
 from lora_jax.models import deberta, roberta
 from lora_jax.targets import sites
 from lora_jax.weights.load import load_base

@@ -5,12 +5,12 @@ import numpy as np
 import parity.test_decoders as decoders
 import parity.test_encoders as encoders
 import pytest
+from lora_jax.methods.start import head
 from parity.test_heads import batch
 from safetensors.numpy import load_file, save_file
 
 from lora_jax.delta import count, parameters
 from lora_jax.errors import UserError
-from lora_jax.methods.start import head
 from lora_jax.train.losses import IGNORED, token_cross_entropy
 from lora_jax.weights.load import load_base
 
