@@ -87,7 +87,7 @@ def test_points_without_hydra(tiny_model, tmp_path):
         for rank in (2, 4)
     ]
     summaries = lora_jax.run_points(points, home=tmp_path, group="from Python")
-    assert [(summary["name"], summary["status"]) for summary in summaries] == [
+    assert [(summary.name, summary.status) for summary in summaries] == [
         ("rank=2", "finished"),
         ("rank=4", "finished"),
     ]

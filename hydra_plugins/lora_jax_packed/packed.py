@@ -49,8 +49,8 @@ class PackedLauncher(Launcher):
             summaries = run_points(distinct, home=home, group=home.name)
         by_identity = {point.config.identity(): s for point, s in zip(distinct, summaries, strict=True)}
         for job in jobs:
-            summary = by_identity[job.return_value.config.identity()]
-            job.return_value = (summary.get("valid_best") or {}).get(summary["metric"], float("nan"))
+            score = by_identity[job.return_value.config.identity()].score("valid")
+            job.return_value = float("nan") if score is None else score
         return jobs
 
     def _job(self, task: TaskFunction, overrides: Sequence[str], index: int) -> JobReturn:

@@ -64,7 +64,8 @@ def train(config: DictConfig) -> float:
         hydra = HydraConfig.get()
         group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else point.name
         (summary,) = run_points([point], home=point.folder, group=group)
-        return (summary.get("valid_best") or {}).get(summary["metric"], float("nan"))
+        score = summary.score("valid")
+        return float("nan") if score is None else score
 
 
 def setting_names(config_name: str) -> list[str]:

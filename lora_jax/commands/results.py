@@ -21,7 +21,7 @@ def complete(sweep: Path) -> None:
     if asked.launcher._target_.endswith(".PackedLauncher"):
         return
     # What was interrupted goes on.
-    rows = [row for row in load_rows(sweep) if row.status != "interrupted" and "overrides" in row.run]
+    rows = [row for row in load_rows(sweep) if row.status != "interrupted"]
     left_out = asked.job.config.override_dirname.exclude_keys
     own = [f"file://{source.path}" for source in asked.runtime.config_sources if source.provider == "command-line"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -29,9 +29,9 @@ def complete(sweep: Path) -> None:
         def settings(overrides: Sequence[str]) -> RunConfig:
             return parse(plain(compose("sweep", [*overrides, f"resume='{sweep}'", f"hydra.searchpath={own}"])))
 
-        held = [(tuple(row.run["overrides"]), settings(row.run["overrides"])) for row in rows]
+        trained = [(row.run.overrides, settings(row.run.overrides)) for row in rows]
         points = []
-        for overrides in baselines(held, settings):
+        for overrides in baselines(trained, settings):
             distinct = sorted(item for item in overrides if item.lstrip("+").partition("=")[0] not in left_out)
             name = point_name(",".join(distinct), "full")
             points.append(Point(name, (sweep / name).absolute(), settings(overrides), overrides))

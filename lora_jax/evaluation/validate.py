@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 from lora_jax.evaluation.evaluator import Evaluator, evaluate
-from lora_jax.train.stopping import MIN_VALIDATIONS, below_median
+from lora_jax.train.stopping import MedianRule
 
-from lora_jax.metrics import better
 from lora_jax.train.loop import Training, choose_runs
+from lora_jax.train.progress import Progress
 from lora_jax.train.sharding import put_runs
 from lora_jax.train.step import StepMetrics
 
@@ -21,12 +21,12 @@ class Validate:
 
     Attributes:
       due: the steps after which each run is validated; its last is one of them.
-      select: the metric that says which validation is a run's best.
+      rule: knows the best of every run so far, by the metric that selects, and which runs have fallen behind.
     """
 
     evaluators: Sequence[Evaluator]
     metrics: Sequence[str]
-    select: str
+    rule: MedianRule
     due: Sequence[set[int]]
 
     @classmethod
@@ -34,7 +34,14 @@ class Validate:
         cls, interval: int, steps: Sequence[int], evaluators: Sequence[Evaluator], metrics: Sequence[str], select: str
     ) -> "Validate":
         """Returns a validation of each run every `interval` steps and at its end."""
-        return cls(evaluators, metrics, select, [{*range(interval, last, interval), int(last)} for last in steps])
+        due = [{*range(interval, last, interval), int(last)} for last in steps]
+        return cls(evaluators, metrics, MedianRule(select, len(steps)), due)
+
+    def restore(self, progress: Progress) -> None:
+        """Puts the rule where a resumed pack was."""
+        for run, best in enumerate(progress.best):
+            validations = sum(due <= progress.step for due in self.due[run])
+            self.rule.restore(run, best[self.rule.metric] if best else None, validations)
 
     def after_step(self, training: Training, metrics: StepMetrics, active: Bool[np.ndarray, " runs"]) -> None:
         """Validates where a run is due, outside the training time."""
@@ -58,22 +65,18 @@ class Validate:
             if not progress.live[run] or progress.step not in self.due[run] or progress.stopped[run]:
                 continue
             training.write(run, {f"valid/{name}": value for name, value in figures.items()})
-            training.display.valid(run, figures[self.select])
-            best = progress.best[run]
-            if best is None or better(self.select, figures[self.select], best[self.select]):
+            training.display.valid(run, figures[self.rule.metric])
+            if self.rule.record(run, progress.step, figures[self.rule.metric]):
                 improved[run], progress.best[run] = True, {"step": progress.step, **figures}
         training.best = choose_runs(put_runs(improved), pack.state.params, training.best)
 
     def _stop(self, training: Training) -> None:
         """Ends the runs that ask for it and have fallen below the median of their pack."""
-        progress, pack, step = training.progress, training.pack, training.progress.step
-        below = below_median(self.select, [best[self.select] if best else None for best in progress.best])
-        last: dict[int, int] = {}
-        for run in np.flatnonzero(training.unfinished() & below).tolist():
-            validations = sum(due <= step for due in self.due[run])
-            if pack.points[run].config.stop != "median" or step not in self.due[run] or validations < MIN_VALIDATIONS:
-                continue
-            last[run] = progress.stopped[run] = step
-            name = pack.points[run].name
-            training.display.say(f"pack {training.index}: {name} is below the median, ended at step {step}")
-        training.set_last_step(last)
+        progress, points = training.progress, training.pack.points
+        active = training.unfinished() & [point.config.stop == "median" for point in points]
+        ended = self.rule.ended_at(progress.step, active.tolist())
+        for run in ended:
+            progress.stopped[run] = progress.step
+            message = f"{points[run].name} is below the median, ended at step {progress.step}"
+            training.display.say(f"pack {training.index}: {message}")
+        training.set_last_step(dict.fromkeys(ended, progress.step))

@@ -1,40 +1,48 @@
-"""What rows say together: seeds as mean and spread, each configuration at its own best learning rate, the finding."""
+"""Compares rows: seeds as mean and spread, each configuration at its best learning rate, the finding in a sentence."""
 
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_jax.report.rows import Row, axes
+from lora_jax.report.rows import Row, extra_axes
+
+BASELINE = "full fine-tuning"  # what every finding compares with: rows whose method trains the base
 
 
-@dataclass(frozen=True)
-class Point:
+@dataclass(frozen=True, eq=False)
+class Configuration:
     """The finished runs of one configuration, which differ in nothing but their seed."""
 
-    key: tuple[Any, ...]
+    key: tuple[Any, ...]  # the learning rate last
     rows: tuple[Row, ...]
     missing: int  # seeds that did not finish
 
     @property
     def row(self) -> Row:
+        """Any of its runs, for what they share."""
         return self.rows[0]
 
-    def mean(self, of: Callable[[Row], float | None]) -> float | None:
-        values = self.values(of)
+    @property
+    def without_lr(self) -> tuple[Any, ...]:
+        """The key of the same configuration at any learning rate."""
+        return self.key[:-1]
+
+    def mean(self, figure: Callable[[Row], float | None]) -> float | None:
+        values = self.values(figure)
         return statistics.fmean(values) if values else None
 
-    def std(self, of: Callable[[Row], float | None]) -> float | None:
-        """The sample standard deviation over seeds (n - 1); None for fewer than two."""
-        values = self.values(of)
+    def std(self, figure: Callable[[Row], float | None]) -> float | None:
+        """Returns the sample standard deviation over seeds (n - 1); None for fewer than two."""
+        values = self.values(figure)
         return statistics.stdev(values) if len(values) > 1 else None
 
-    def values(self, of: Callable[[Row], float | None]) -> list[float]:
-        return [value for value in map(of, self.rows) if value is not None]
+    def values(self, figure: Callable[[Row], float | None]) -> list[float]:
+        return [value for value in map(figure, self.rows) if value is not None]
 
 
 def headline_split(rows: Iterable[Row]) -> str:
-    """ "test" if any finished row has a test figure, else "valid"."""
+    """Returns "test" if any finished row has a test figure, else "valid"."""
     return "test" if any(row.finished and row.score("test") is not None for row in rows) else "valid"
 
 
@@ -42,187 +50,200 @@ def split_name(split: str) -> str:
     return "test" if split == "test" else "best validation"
 
 
-def points(rows: list[Row]) -> list[Point]:
-    """`rows` with seeds put together, in the order of `rows`; configurations of which no run finished are left out."""
-    extra = axes(rows)
+def configurations(rows: list[Row]) -> list[Configuration]:
+    """Returns `rows` grouped over seeds, in the order of `rows`. What has no finished run is left out."""
+    extra = extra_axes(rows)
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((*_configuration(row, extra), row.lr), []).append(row)
+        groups.setdefault((*_key(row, extra), row.lr), []).append(row)
     return [
-        Point(key, tuple(done), len(group) - len(done))
+        Configuration(key, tuple(finished), len(group) - len(finished))
         for key, group in groups.items()
-        if (done := [row for row in group if row.finished])
+        if (finished := [row for row in group if row.finished])
     ]
 
 
-def at_best_lr(rows: list[Row]) -> list[Point]:
-    """`points`, of each configuration only the learning rate that does best on validation, on average.
+def at_best_lr(rows: list[Row]) -> list[Configuration]:
+    """Returns `configurations`, each only at the learning rate that does best on validation, on average.
 
-    The test metric decides only where there is no validation figure. A learning rate at which a seed was lost is taken
-    only if there is no other: a mean over the survivors flatters it.
+    The test metric decides only where there is no validation figure. A learning rate at which a seed did not finish is
+    chosen only if there is no other: a mean over the runs that finished flatters it.
     """
-    best: dict[tuple[Any, ...], Point] = {}
-    for point in points(rows):
-        key = point.key[:-1]
-        if key not in best or _quality(point) > _quality(best[key]):
-            best[key] = point
+    best: dict[tuple[Any, ...], Configuration] = {}
+    for configuration in configurations(rows):
+        key = configuration.without_lr
+        if key not in best or _quality(configuration) > _quality(best[key]):
+            best[key] = configuration
     return list(best.values())
 
 
 def several_lrs(rows: list[Row]) -> bool:
-    """Whether some configuration was tried at several learning rates."""
-    extra = axes(rows)
-    return len({(*_configuration(row, extra), row.lr) for row in rows}) > len(
-        {_configuration(row, extra) for row in rows}
-    )
+    """Returns whether some configuration was tried at several learning rates."""
+    extra = extra_axes(rows)
+    return len({(*_key(row, extra), row.lr) for row in rows}) > len({_key(row, extra) for row in rows})
 
 
-def settings(rows: list[Row]) -> dict[str, list[Row]]:
-    """`rows` by what can be compared: the same model and task. Keys are titles such as "minilm · banking77".
+def comparable(rows: list[Row]) -> dict[str, list[Row]]:
+    """Returns `rows` by what can be compared: the same model and task. Keys are titles such as "minilm · banking77".
 
-    A run that is not over may not say what it is of: where all others are of one kind, it is taken for that.
+    A run of version 1 that is not over may not say its model and task. Where all others have the same, it is taken to
+    have them too.
     """
     titles = [" · ".join(filter(None, (row.model, row.task))) or "runs" for row in rows]
-    known = {title for title, row in zip(titles, rows, strict=True) if row.metric is not None}
-    found: dict[str, list[Row]] = {}
+    certain = {title for title, row in zip(titles, rows, strict=True) if row.metric is not None}
+    groups: dict[str, list[Row]] = {}
     for title, row in zip(titles, rows, strict=True):
-        found.setdefault(min(known) if len(known) == 1 else title, []).append(row)
-    return found
+        groups.setdefault(min(certain) if len(certain) == 1 else title, []).append(row)
+    return groups
 
 
-def label(row: Row, *, targets: bool = True) -> str:
-    """A configuration in words, without its seed and learning rate."""
-    if row.method == "full":
-        return "full fine-tuning"
-    parts = [f"rank {row.rank}"] if row.rank is not None else []
-    if row.method != "lora" or not parts:
-        parts.insert(0, {"lora": "LoRA"}.get(row.method, row.method))
-    return " ".join(parts) + (f" (targets {row.targets})" if targets and row.targets else "")
+def labels(chosen: list[Configuration], rows: list[Row], *, targets: bool = False) -> list[str]:
+    """Returns short labels that tell `chosen` apart, without seed and learning rate.
 
-
-def labels(found: list[Point], rows: list[Row], *, targets: bool = False) -> list[str]:
-    """Short labels that tell `found` apart. Alpha, other axes and (unless asked for) targets are in them if needed."""
+    The method, alpha, other axes and (unless `targets`) the targets are in them only where they are needed.
+    """
     targets = targets or len({row.targets for row in rows} - {None}) > 1
-    extra, plain = axes(rows), [label(point.row, targets=targets) for point in found]
-    alphas = {point.row.alpha for point in found if point.row.rank is not None}
-    ratios = {point.row.alpha / point.row.rank for point in found if point.row.alpha and point.row.rank}
-    out = []
-    for text, point in zip(plain, found, strict=True):
-        if len(alphas) > 1 and len(ratios) > 1 and point.row.alpha is not None:
-            text += f" alpha {point.row.alpha:g}"
-        out.append(text + "".join(f" {key}={point.row.asked[key]}" for key in extra if key in point.row.asked))
-    return out
+    several_methods = len({row.method for row in rows if row.rank is not None}) > 1
+    alphas = {configuration.row.alpha for configuration in chosen if configuration.row.rank is not None}
+    ratios = {c.row.alpha / c.row.rank for c in chosen if c.row.alpha and c.row.rank}
+    with_alpha = len(alphas) > 1 and len(ratios) > 1
+    extra = extra_axes(rows)
+
+    def label(row: Row) -> str:
+        if row.trains_base:
+            parts = [row.method_title]
+        else:
+            parts = [row.method_title] if row.rank is None or several_methods else []
+            parts += [f"rank {row.rank}"] if row.rank is not None else []
+            parts += [f"(targets {row.targets})"] if targets and row.targets else []
+        parts += [f"alpha {row.alpha:g}"] if with_alpha and row.alpha is not None else []
+        return " ".join(parts + [f"{key}={row.overrides[key]}" for key in extra if key in row.overrides])
+
+    return [label(configuration.row) for configuration in chosen]
 
 
 def number(value: float) -> str:
-    """A metric, 0.873 or 69.57."""
+    """Formats a metric: 0.873, 69.57."""
     return f"{value:.3f}" if abs(value) < 2 else f"{value:.2f}"
 
 
 def share(value: float) -> str:
-    """A share of parameters: 1.62%, 0.041%."""
+    """Formats a share of parameters: 1.62%, 0.041%."""
     return f"{100 * value:.3g}%" if value < 1 else f"{100 * value:.0f}%"
 
 
 def finding(rows: list[Row]) -> str:
-    """One sentence or two on what came out, true for any rows; one per model and task, if there are several."""
-    found = settings(rows)
+    """Returns a sentence or two on the result, for each model and task."""
+    groups = comparable(rows)
     sentences = [
-        _finding(group) if len(found) == 1 else f"{title}: {_finding(group)}" for title, group in found.items()
+        _finding(group) if len(groups) == 1 else f"{title}: {_finding(group)}" for title, group in groups.items()
     ]
     return " ".join(sentences)
 
 
+def headline_metric(rows: Iterable[Row]) -> str:
+    return next((row.metric for row in rows if row.metric), "metric")
+
+
 def unfinished(rows: list[Row]) -> str:
-    """ "2 failed, 1 diverged", or nothing."""
+    """Returns "2 failed, 1 diverged", or nothing."""
     counts = {status: sum(row.status == status for row in rows) for status in sorted({row.status for row in rows})}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if status != "finished")
 
 
+def capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _finding(rows: list[Row]) -> str:
-    metric = next((row.metric for row in rows if row.metric), "metric")
-    split = headline_split(rows)
-    found = [point for point in at_best_lr(rows) if point.mean(lambda row: row.score(split)) is not None]
+    metric, split = headline_metric(rows), headline_split(rows)
+    chosen = [c for c in at_best_lr(rows) if c.mean(lambda row: row.score(split)) is not None]
     if not any(row.finished for row in rows):
         return f"No run has finished: {unfinished(rows)}."
-    if not found:
+    if not chosen:
         return "The finished runs have no test and no validation figure, so there is nothing to compare."
-    full = next((point for point in found if point.row.method == "full"), None)
-    others = [point for point in found if point.row.method != "full"]
-    lost = f" Not finished: {unfinished(rows)}." if unfinished(rows) else ""
+    baseline = next((configuration for configuration in chosen if configuration.row.trains_base), None)
+    others = [configuration for configuration in chosen if not configuration.row.trains_base]
+    not_finished = f" Not finished: {unfinished(rows)}." if unfinished(rows) else ""
     if not others:
-        assert full is not None
-        return f"Only full fine-tuning has finished: it {_reaches(full, split, metric)}.{lost}"
-    top = max(_quality(point)[1] for point in others)
-    tied = [point for point in others if _quality(point)[1] == top]
-    best = min(tied, key=lambda point: point.row.trainable or float("inf"))
-    by_valid = split == "test" and all(point.mean(lambda row: row.choice()) is not None for point in others)
+        assert baseline is not None
+        return f"Only {BASELINE} has finished: it {_reaches(baseline, split, metric)}.{not_finished}"
+    best, text = _best(others, rows, split, metric)
+    if baseline is None:
+        return f"{text}; {_why_no_baseline(rows)}.{not_finished}"
+    reaches = _reaches(baseline, split, metric, _difference(baseline, best, split))
+    return f"{text}; {BASELINE} {reaches}.{not_finished}"
+
+
+def _best(others: list[Configuration], rows: list[Row], split: str, metric: str) -> tuple[Configuration, str]:
+    """Returns the best of `others`, the one with the fewest parameters among equals, and a clause about it."""
+    top = max(_quality(configuration)[1] for configuration in others)
+    tied = [configuration for configuration in others if _quality(configuration)[1] == top]
+    best = min(tied, key=lambda configuration: configuration.row.trainable or float("inf"))
+    by_valid = split == "test" and all(c.mean(lambda row: row.quality()) is not None for c in others)
     if len(others) == 1:
-        opening = f"{_capital(_name(best, others, rows))}"
+        opening = capitalised(_name(best, others, rows))
     else:
         opening = f"Best{' on validation' if by_valid else ''}: {_name(best, others, rows)}"
     text = f"{opening} {_reaches(best, split, metric)}"
     if best.row.trainable_share is not None:
         text += f" with {share(best.row.trainable_share)} of the parameters trained"
     if len(tied) > 1:
-        same = ", ".join(_name(point, others, rows) for point in tied if point is not best)
-        text += f" (tied with {same}{'; fewest parameters named first' if best.row.trainable else ''})"
-    if full is None:
-        baseline = [row for row in rows if row.method == "full"]
-        if not baseline:
-            why = "there is no full fine-tuning to compare it with"
-        elif any(row.finished for row in baseline):
-            why = "full fine-tuning has no such figure to compare it with"
-        else:
-            why = "full fine-tuning has not finished, so there is nothing to compare it with"
-        return f"{text}; {why}.{lost}"
-    theirs = _reaches(full, split, metric, _difference(full, best, split))
-    return f"{text}; full fine-tuning {theirs}.{lost}"
+        names = ", ".join(_name(configuration, others, rows) for configuration in tied if configuration is not best)
+        text += f" (tied with {names}{'; fewest parameters named first' if best.row.trainable else ''})"
+    return best, text
 
 
-def _reaches(point: Point, split: str, metric: str, remark: str = "") -> str:
-    mean = point.mean(lambda row: row.score(split))
+def _why_no_baseline(rows: list[Row]) -> str:
+    baseline = [row for row in rows if row.trains_base]
+    if not baseline:
+        return f"there is no {BASELINE} to compare it with"
+    if any(row.finished for row in baseline):
+        return f"{BASELINE} has no such figure to compare it with"
+    return f"{BASELINE} has not finished, so there is nothing to compare it with"
+
+
+def _reaches(configuration: Configuration, split: str, metric: str, remark: str = "") -> str:
+    mean = configuration.mean(lambda row: row.score(split))
     assert mean is not None
-    remarks = "; ".join(filter(None, [f"mean of {len(point.rows)} seeds" if len(point.rows) > 1 else "", remark]))
+    seeds = len(configuration.rows)
+    remarks = "; ".join(filter(None, [f"mean of {seeds} seeds" if seeds > 1 else "", remark]))
     return f"reaches {number(mean)} {split_name(split)} {metric}" + (f" ({remarks})" if remarks else "")
 
 
-def _difference(full: Point, best: Point, split: str) -> str:
+def _difference(baseline: Configuration, best: Configuration, split: str) -> str:
     def score(row: Row) -> float | None:
         return row.score(split)
 
-    mine, theirs = best.mean(score), full.mean(score)
-    assert mine is not None and theirs is not None
-    scale = 100 if max(abs(mine), abs(theirs)) <= 1 else 1
-    gap = scale * (theirs - mine)
+    best_mean, baseline_mean = best.mean(score), baseline.mean(score)
+    assert best_mean is not None and baseline_mean is not None
+    scale = 100 if max(abs(best_mean), abs(baseline_mean)) <= 1 else 1
+    gap = scale * (baseline_mean - best_mean)
     if gap == 0:
         return "the same"
     size = f"{abs(gap):.1f} points" if abs(gap) >= 0.05 else "less than 0.1 points"
     text = f"{size} {'higher' if gap > 0 else 'lower'}"
-    spreads = [best.std(score), full.std(score)]
-    known = [spread for spread in spreads if spread is not None]
-    if len(known) == 2 and abs(gap) < scale * max(known):
+    spreads = [spread for spread in (best.std(score), baseline.std(score)) if spread is not None]
+    if len(spreads) == 2 and abs(gap) < scale * max(spreads):
         text += ", within the spread of the seeds"
-    elif not known:
+    elif not spreads:
         text += ", one seed each"
     return text
 
 
-def _name(point: Point, others: list[Point], rows: list[Row]) -> str:
-    text = labels(others, rows, targets=True)[others.index(point)]
-    return text + (f" at learning rate {point.row.lr:g}" if point.row.lr is not None and several_lrs(rows) else "")
+def _name(configuration: Configuration, others: list[Configuration], rows: list[Row]) -> str:
+    text = labels(others, rows, targets=True)[others.index(configuration)]
+    rate = configuration.row.lr
+    return text + (f" at learning rate {rate:g}" if rate is not None and several_lrs(rows) else "")
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _key(row: Row, extra: list[str]) -> tuple[Any, ...]:
+    axes = row.model, row.task, row.method, row.rank, row.alpha, row.targets
+    return (*axes, *(row.overrides.get(key) for key in extra))
 
 
-def _configuration(row: Row, extra: list[str]) -> tuple[Any, ...]:
-    return (row.model, row.task, row.method, row.rank, row.alpha, row.targets, *(row.asked.get(key) for key in extra))
-
-
-def _quality(point: Point) -> tuple[bool, float]:
-    for of in (lambda row: row.choice(), lambda row: row.score("test")):
-        if (mean := point.mean(of)) is not None:
-            return point.missing == 0, mean
+def _quality(configuration: Configuration) -> tuple[bool, float]:
+    for figure in (lambda row: row.quality(), lambda row: row.score("test")):
+        if (mean := configuration.mean(figure)) is not None:
+            return configuration.missing == 0, mean
     return False, float("-inf")

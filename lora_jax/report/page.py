@@ -1,10 +1,9 @@
-"""The page of a sweep: one HTML file that needs nothing but itself, and the same tables and figures as files."""
+"""Writes the page of a sweep, one HTML file that loads nothing else, and the same tables and charts as files."""
 
 import base64
 import json
 import math
 import os
-import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,29 +11,32 @@ from typing import Any
 
 import jinja2
 
-from lora_jax.report import compare, figures, tables
+from lora_jax.report import compare, tables
+from lora_jax.report.picture import Picture
 from lora_jax.report.rows import Row, flat, load_rows
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all runs have in common, and what tells them apart."""
+    """The settings that all runs share, and those in which they differ."""
 
     same: dict[str, str]
     differs: dict[str, str]
 
 
 def build_report(sweep: Path) -> Path:
-    """Writes ``sweep/report``: index.html, the figures as PNGs, table.md and table.csv. Returns the page's path.
+    """Writes ``sweep/report``: index.html, the charts as PNGs, table.md and table.csv. Returns the page's path.
 
-    Building again replaces what is there; each file is either the old one or the new one at any time.
+    Building again replaces what is there. Each file is either the old one or the new one at any time.
 
     Raises:
-      UserError: `sweep` holds no runs.
+      UserError: `sweep` holds no runs, or a file of one cannot be read.
     """
+    from lora_jax.report.charts import draw_charts  # matplotlib takes a second to import, which a table should not cost
+
     sweep = Path(sweep)
     rows = load_rows(sweep)
-    pictures = figures.pictures(rows)
+    pictures = draw_charts(rows)
     files = {f"{picture.name}.png": picture.png for picture in pictures}
     files["table.md"] = tables.markdown(rows).encode()
     files["table.csv"] = tables.raw_csv(rows).encode()
@@ -51,16 +53,16 @@ def build_report(sweep: Path) -> Path:
     return folder / "index.html"
 
 
-def render(sweep: Path, rows: list[Row], pictures: list[figures.Picture]) -> str:
-    """The page's HTML. Everything that comes from the files is escaped."""
+def render(sweep: Path, rows: list[Row], pictures: list[Picture]) -> str:
+    """Returns the page's HTML. Everything that comes from the files is escaped."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("lora_jax.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     models, tasks = ({getattr(row, key) for row in rows} - {None} for key in ("model", "task"))
-    started = sorted(row.run["started"] for row in rows if row.run.get("started"))
+    start_times = sorted(row.run.start_time for row in rows if row.run.start_time)
     return environment.from_string(source).render(
         title=" · ".join(", ".join(sorted(names)) for names in (models, tasks) if names) or sweep.resolve().name,
         sweep=sweep.resolve().name,
-        date=started[0][:16].replace("T", " ") if started else None,
+        date=start_times[0][:16].replace("T", " ") if start_times else None,
         runs=len(rows),
         finding=compare.finding(rows),
         table=tables.headline(rows),
@@ -69,7 +71,7 @@ def render(sweep: Path, rows: list[Row], pictures: list[figures.Picture]) -> str
         pictures=[(picture, base64.b64encode(picture.png).decode()) for picture in pictures],
         nothing_finished=not any(row.finished for row in rows),
         reasons=tables.reasons(rows),
-        configuration=_shared([flat(row.run.get("config") or {}) for row in rows]),
+        configuration=_shared([flat(row.run.config) for row in rows]),
         facts=_facts(rows),
     )
 
@@ -77,7 +79,7 @@ def render(sweep: Path, rows: list[Row], pictures: list[figures.Picture]) -> str
 def _shared(trees: list[dict[str, Any]]) -> Shared:
     same, differs = {}, {}
     for key in dict.fromkeys(key for tree in trees for key in tree):
-        values = list(dict.fromkeys(_shown(tree[key]) if key in tree else "(not set)" for tree in trees))
+        values = list(dict.fromkeys(_text(tree[key]) if key in tree else "(not set)" for tree in trees))
         if len(values) == 1:
             same[key] = values[0]
         else:
@@ -87,31 +89,29 @@ def _shared(trees: list[dict[str, Any]]) -> Shared:
 
 
 def _facts(rows: list[Row]) -> list[tuple[str, str]]:
-    """Where the runs come from, so that they can be run again: each fact once, or each of its values."""
+    """Returns what it takes to run the runs again: each fact once, or each of its values."""
     facts: dict[str, dict[str, None]] = {}
     for row in rows:
         run = row.run
-        base, data, device = (run.get(key) or {} for key in ("base", "data", "device"))
-        kind = " ".join(str(device[key]) for key in ("count", "kind", "platform") if device.get(key) is not None)
-        sizes = [f"{data[key]:,} {key}" for key in ("train", "valid", "test") if data.get(key) is not None]
+        device = (run.device.count, run.device.kind, run.device.platform)
+        sizes = ", ".join(f"{count:,} {split}" for split, count in run.data.examples.items())
         for name, value in {
-            "command": run.get("command"),
-            "commit": run.get("commit") or "unknown",
-            "device": kind,
-            "versions": ", ".join(f"{key} {value}" for key, value in (run.get("versions") or {}).items()),
-            "base": base.get("source"),
-            "base fingerprint": base.get("fingerprint"),
-            "base parameters": f"{base['parameters']:,}" if base.get("parameters") is not None else None,
-            "data": " · ".join(filter(None, [data.get("name"), ", ".join(sizes)])),
-            "data fingerprint": data.get("fingerprint"),
+            "command": run.command,
+            "commit": run.commit or "unknown",
+            "device": " ".join(str(part) for part in device if part is not None),
+            "versions": ", ".join(f"{key} {value}" for key, value in run.versions.items()),
+            "base": run.base.source,
+            "base fingerprint": run.base.fingerprint,
+            "base parameters": f"{run.base.parameters:,}" if run.base.parameters is not None else None,
+            "data": " · ".join(filter(None, [run.data.name, sizes])),
+            "data fingerprint": run.data.fingerprint,
         }.items():
             if value:
-                text = shlex.join(value) if isinstance(value, list) else str(value)
-                facts.setdefault(name, {})[text] = None
+                facts.setdefault(name, {})[value] = None
     return [(name, "\n".join(values)) for name, values in facts.items()]
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, float) and math.isfinite(value):

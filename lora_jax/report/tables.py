@@ -1,8 +1,9 @@
-"""One table, three ways: CSV with every number as it is, Markdown and the terminal for people."""
+"""The table of runs in three forms: CSV at full precision, Markdown and the terminal rounded."""
 
 import csv
 import io
 import math
+import operator
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lora_jax.report.compare import headline_split, number, points, settings, share, split_name
-from lora_jax.report.rows import Row, axes
+from lora_jax.report.compare import comparable, configurations, headline_split, number, share, split_name
+from lora_jax.report.rows import Row, extra_axes
 
 UNKNOWN = "\u2013"
 
@@ -23,12 +24,12 @@ class Column:
     title: str
     value: Callable[[Row], Any]
     text: Callable[[Any], str] = str
-    always: bool = False  # shown even if all rows agree
+    always: bool = False  # has a column even if all rows agree
 
 
 @dataclass(frozen=True)
 class Text:
-    """A table of formatted text, and a caption of what all its rows share."""
+    """A table of formatted text, and a caption that says what all its rows share."""
 
     titles: list[str]
     lines: list[list[str]]
@@ -36,15 +37,15 @@ class Text:
 
 
 def headline(rows: list[Row]) -> Text:
-    """A line per run; what is the same for all is in the caption."""
+    """Returns a line per run. What is the same for all is in the caption."""
     columns, same = [], []
     for column in _columns(rows):
         values = [column.value(row) for row in rows]
         if all(value is None for value in values) and column.title != "status":
             continue
-        known = [value for value in values if value is not None]
-        if not column.always and len(set(map(repr, known))) == 1:
-            same.append(f"{column.title} {column.text(known[0])}")
+        present = [value for value in values if value is not None]
+        if not column.always and len(set(map(repr, present))) == 1:
+            same.append(f"{column.title} {column.text(present[0])}")
         else:
             columns.append(column)
     lines = [[_cell(column, row) for column in columns] for row in rows]
@@ -54,9 +55,9 @@ def headline(rows: list[Row]) -> Text:
 
 
 def over_seeds(rows: list[Row]) -> Text | None:
-    """A line per configuration with mean ± sample standard deviation (n seeds); None unless there are several seeds."""
-    found = points(rows)
-    if all(len(point.rows) + point.missing == 1 for point in found):
+    """Returns a line per configuration with mean ± sample standard deviation; None unless there are several seeds."""
+    groups = configurations(rows)
+    if all(len(group.rows) + group.missing == 1 for group in groups):
         return None
     split, metric = headline_split(rows), _metric(rows)
     figures: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
@@ -64,23 +65,23 @@ def over_seeds(rows: list[Row]) -> Text | None:
         ("test loss", _test_loss, lambda value: f"{value:.3f}"),
         ("tokens/s", lambda row: row.tokens_per_s, lambda value: f"{value:,.0f}"),
     ]
-    figures = [figure for figure in figures if any(point.values(figure[1]) for point in found)]
-    naming = [column for column in _axis_columns(rows) if column.title != "seed"]
-    naming = [c for c in naming if c.title == "method" or len({repr(c.value(p.row)) for p in found} - {"None"}) > 1]
+    figures = [figure for figure in figures if any(group.values(figure[1]) for group in groups)]
+    names = [column for column in _axis_columns(rows) if column.title != "seed"]
+    names = [c for c in names if c.title == "method" or len({repr(c.value(g.row)) for g in groups} - {"None"}) > 1]
     lines = []
-    for point in found:
-        line = [_cell(column, point.row) for column in naming]
-        for _, of, text in figures:
-            mean, std = point.mean(of), point.std(of)
+    for group in groups:
+        line = [_cell(column, group.row) for column in names]
+        for _, figure, text in figures:
+            mean, std = group.mean(figure), group.std(figure)
             line.append(UNKNOWN if mean is None else text(mean) + (f" ± {text(std)}" if std is not None else ""))
-        lost = f" ({point.missing} not finished)" if point.missing else ""
-        lines.append([*line, f"{len(point.rows)}{lost}"])
-    titles = [*(column.title for column in naming), *(title for title, _, _ in figures), "n"]
+        missing = f" ({group.missing} not finished)" if group.missing else ""
+        lines.append([*line, f"{len(group.rows)}{missing}"])
+    titles = [*(column.title for column in names), *(title for title, _, _ in figures), "n"]
     return Text(titles, lines, "Mean ± sample standard deviation over n seeds.")
 
 
 def markdown(rows: list[Row]) -> str:
-    """table.md: the table of runs and, with several seeds, the one over seeds."""
+    """Returns table.md: the table of runs and, with several seeds, the one over seeds."""
     parts = [_markdown(headline(rows))]
     if why := reasons(rows):
         parts.append("".join(f"- {_plain(reason)}\n" for reason in why))
@@ -90,48 +91,41 @@ def markdown(rows: list[Row]) -> str:
 
 
 def reasons(rows: list[Row]) -> list[str]:
-    """What went wrong, one short line for each run that says so; table.csv has the whole of it."""
+    """Returns a short line for each run that failed or diverged. table.csv has the whole error."""
     return [
         f"{row.name} {row.status}: {textwrap.shorten(row.error, 160, placeholder=' …')}" for row in rows if row.error
     ]
 
 
 def raw_csv(rows: list[Row]) -> str:
-    """table.csv: every axis and every figure at full precision; an unknown one is an empty cell."""
-    plain = ["name", "status", "error", "model", "task", "method", "rank", "alpha", "targets", "lr", "seed"]
-    figures = ["steps", "trainable", "adapter_parameters", "head_parameters", "base_parameters", "trainable_share"]
+    """Returns table.csv: every axis and every figure at full precision. What is not known is an empty cell."""
+    axes = ["name", "status", "error", "model", "task", "method", "rank", "alpha", "targets", "lr", "seed"]
+    sizes = ["steps", "trainable", "adapter_parameters", "head_parameters", "base_parameters", "trainable_share"]
     costs = ["train_loss", "tokens", "seconds", "tokens_per_s", "compile_seconds", "peak_memory_bytes", "adapter_bytes"]
-    extra = axes(rows)
-    scores = {
-        part: sorted({key for row in rows for key in getattr(row, part) or {}}) for part in ("test", "valid_best")
-    }
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    titles = [f"{part}/{key}" for part, keys in scores.items() for key in keys]
-    writer.writerow([*plain, *extra, *figures, "metric", *titles, *costs, "pack", "pack_runs"])
-    for row in rows:
-        scored = [(getattr(row, part) or {}).get(key) for part, keys in scores.items() for key in keys]
-        pack = row.pack or {}
-        writer.writerow(
-            [
-                *(getattr(row, key) for key in plain),
-                *(row.asked.get(key) for key in extra),
-                *(getattr(row, key) for key in figures),
-                row.metric,
-                *scored,
-                *(getattr(row, key) for key in costs),
-                pack.get("index"),
-                pack.get("runs"),
-            ]
-        )
-    return out.getvalue()
+    # Pairs and not a dictionary: an override that varies, such as steps, may be called like a figure.
+    columns: list[tuple[str, Callable[[Row], Any]]] = [(key, operator.attrgetter(key)) for key in axes]
+    columns += [(key, _override(key)) for key in extra_axes(rows)]
+    columns += [(key, operator.attrgetter(key)) for key in (*sizes, "metric")]
+    for part in ("test", "valid_best"):
+        names = sorted({name for row in rows for name in getattr(row, part) or {}})
+        columns += [(f"{part}/{name}", _figure(part, name)) for name in names]
+    columns += [(key, operator.attrgetter(key)) for key in costs]
+    columns += [
+        ("pack", lambda row: row.pack and row.pack.index),
+        ("pack_runs", lambda row: row.pack and row.pack.runs),
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(title for title, _ in columns)
+    writer.writerows([value(row) for _, value in columns] for row in rows)
+    return text.getvalue()
 
 
 def terminal_table(rows: list[Row]) -> Table:
-    """The table of runs for the terminal; print it with rich. Names are left out where the columns tell runs apart."""
+    """Returns the table of runs for rich to print. Names are left out where the axes tell the runs apart."""
     text = headline(rows)
-    told = [[_cell(column, row) for column in _axis_columns(rows)] for row in rows]
-    first = 1 if len(set(map(tuple, told))) == len(rows) else 0
+    axes = {tuple(_cell(column, row) for column in _axis_columns(rows)) for row in rows}
+    first = 1 if len(axes) == len(rows) else 0
     caption = escape("\n".join(filter(None, [text.caption, *reasons(rows)])))
     table = Table(
         box=box.SIMPLE_HEAD, caption=caption or None, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
@@ -148,7 +142,7 @@ def terminal_table(rows: list[Row]) -> Table:
 
 
 def parameters(value: float) -> str:
-    """391k, 1.24M, 22.7M, 8.03B."""
+    """Formats a count: 391k, 1.24M, 22.7M, 8.03B."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= limit * 0.9995:
             return f"{value / limit:.3g}{unit}"
@@ -156,7 +150,7 @@ def parameters(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """45.1 MiB."""
+    """Formats a number of bytes: 45.1 MiB."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if value >= 1024**power:
             return f"{value / 1024**power:.1f} {unit}"
@@ -164,7 +158,7 @@ def size(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """9.4 s, 3 min 20 s, 2 h 5 min."""
+    """Formats seconds: 9.4 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -190,8 +184,8 @@ def _columns(rows: list[Row]) -> list[Column]:
 
 
 def _axis_columns(rows: list[Row]) -> list[Column]:
-    extra = [Column(key, lambda row, key=key: row.asked.get(key)) for key in axes(rows)]  # type: ignore[misc]
-    several = len(settings(rows)) > 1
+    extra = [Column(key, _override(key)) for key in extra_axes(rows)]
+    several = len(comparable(rows)) > 1
     return [
         Column("model", lambda row: row.model, always=several),
         Column("task", lambda row: row.task, always=several),
@@ -208,6 +202,14 @@ def _axis_columns(rows: list[Row]) -> list[Column]:
 def _metric(rows: list[Row]) -> str:
     names = {row.metric for row in rows if row.metric}
     return names.pop() if len(names) == 1 else "metric"
+
+
+def _override(key: str) -> Callable[[Row], str | None]:
+    return lambda row: row.overrides.get(key)
+
+
+def _figure(part: str, name: str) -> Callable[[Row], float | None]:
+    return lambda row: (getattr(row, part) or {}).get(name)
 
 
 def _test_loss(row: Row) -> float | None:
@@ -231,5 +233,5 @@ def _markdown(table: Text) -> str:
 
 
 def _plain(text: str) -> str:
-    """`text` on one line, with nothing that Markdown takes for HTML."""
+    """Returns `text` on one line, with nothing that Markdown takes for HTML."""
     return text.replace("\n", " ").replace("<", "&lt;")

@@ -8,6 +8,7 @@ import jax
 from lora_jax.evaluation.evaluator import Evaluator
 
 from lora_jax.metrics import score
+from lora_jax.records import PackRecord
 from lora_jax.train import record
 from lora_jax.train.loop import Training
 from lora_jax.train.pack import unstack_run
@@ -21,25 +22,25 @@ def finish(training: Training, evaluators: Sequence[Evaluator], metrics: Sequenc
     updates, live, best, constants = jax.device_get((pack.state.step, pack.state.live, training.best, pack.constants))
     for run in [run for run in ended if run in training.trackers]:
         point = pack.points[run]
-        summary = record.identity(training.setup, point, pack.inits[run]) | {
-            "status": "diverged" if not live[run] else "stopped" if progress.stopped[run] else "finished",
-            "error": None if live[run] else f"diverged at step {int(updates[run]) + 1}",
-            "steps": int(updates[run]),
-            "test": scores[run] if live[run] else None,
-            "valid_best": progress.best[run],
-            "train_loss": progress.train_loss[run],
-            "tokens": progress.tokens[run],
-            "seconds": progress.seconds,
-            "tokens_per_s": progress.tokens[run] / progress.seconds,
-            "compile_seconds": training.compiled.seconds,
-            "peak_memory_bytes": training.compiled.peak_bytes,
-            "pack": {"index": training.index, "runs": len(pack.points)},
-        }
+        summary = record.initial_summary(training.setup, point, pack.inits[run]).replace(
+            status="diverged" if not live[run] else "stopped" if progress.stopped[run] else "finished",
+            error=None if live[run] else f"diverged at step {int(updates[run]) + 1}",
+            steps=int(updates[run]),
+            test=scores[run] if live[run] else None,
+            valid_best=progress.best[run],
+            train_loss=progress.train_loss[run],
+            tokens=progress.tokens[run],
+            seconds=progress.seconds,
+            tokens_per_s=progress.tokens[run] / progress.seconds,
+            compile_seconds=training.compiled.seconds,
+            peak_memory_bytes=training.compiled.peak_bytes,
+            pack=PackRecord(index=training.index, runs=len(pack.points)),
+        )
         adapter = None
         if live[run]:
             training.write(run, {f"test/{name}": value for name, value in scores[run].items()})
             adapter = point.folder / "adapter"
-            summary["adapter_bytes"] = _save(training, run, adapter, best, constants)
+            summary = summary.replace(adapter_bytes=_save(training, run, adapter, best, constants))
         training.trackers[run].finish(summary, adapter)
 
 

@@ -17,13 +17,14 @@ from lora_jax.cache import cache_folder
 from lora_jax.config.point import Point
 from lora_jax.errors import UserError
 from lora_jax.methods import method_of
+from lora_jax.records import RUN_FILE, Summary, write_run, write_summary
 from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
 from lora_jax.sweep.plan import PackPlan
 from lora_jax.sweep.plan_file import next_index, plan_points, replace_pack
 from lora_jax.sweep.setups import Setups
 from lora_jax.sweep.speed import rough_seconds
 from lora_jax.sweep.train_pack import train_pack
-from lora_jax.track import write_json
+from lora_jax.tracking import TrackingSession
 from lora_jax.train import record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.display import ProgressDisplay
@@ -32,7 +33,7 @@ from lora_jax.train.memory import is_out_of_memory, size
 MAX_NAMES = 8  # of a pack's runs that the printed plan spells out; plan.json has them all
 
 
-def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[str, Any]]:
+def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summary]:
     """Trains `points`, packed, and returns their summaries in order; each is in its point's folder too.
 
     A point that has its results is not run again. A pack that fails is reported as failed, and the others go on.
@@ -54,7 +55,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
         logging.getLogger(name).setLevel(logging.WARNING)
     _refuse_taken(points)
     with ProgressDisplay() as display:
-        sweep = Sweep(home, group, display, Setups())
+        sweep = Sweep(home, group, display, Setups(), TrackingSession())
         sweep.validate(points)
         display.stage("planning")
         costs = Costs(sweep.setups)
@@ -65,7 +66,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
         for pack in packs:
             sweep.run_pack(pack)
     summaries = [record.done_summary(point.folder) for point in points]
-    if all(summary["status"] != "failed" for summary in summaries):
+    if all(summary.status != "failed" for summary in summaries):
         shutil.rmtree(home / "checkpoints", ignore_errors=True)
     return summaries
 
@@ -78,6 +79,7 @@ class Sweep:
     group: str
     display: ProgressDisplay
     setups: Setups
+    tracking: TrackingSession
 
     def validate(self, points: Sequence[Point]) -> None:
         """Loads what every point needs, and raises UserError for what it does not have."""
@@ -95,7 +97,7 @@ class Sweep:
             return
         try:
             setup = self.setups.get(pack.points[0].config)
-            unfinished = train_pack(setup, pack, self.folder_of(pack), self.group, self.display)
+            unfinished = train_pack(setup, pack, self.folder_of(pack), self.group, self.tracking, self.display)
             parts = [[i for i in range(len(pack.points)) if i not in unfinished], unfinished] if unfinished else []
             reason = f"{len(unfinished)} of {len(pack.points)} runs are left, going on with them alone"
         except Exception as error:
@@ -147,11 +149,11 @@ class Sweep:
         for point in pack.points:
             if record.is_done(point.folder):
                 continue
-            summary = record.identity(setup, point, shapes_of(setup, point.config)) | {"error": message}
+            summary = record.initial_summary(setup, point, shapes_of(setup, point.config)).replace(error=message)
             point.folder.mkdir(parents=True, exist_ok=True)
-            if not (point.folder / "run.json").exists():
-                write_json(point.folder / "run.json", record.run_record(setup, point))
-            write_json(point.folder / "summary.json", summary)
+            if not (point.folder / RUN_FILE).exists():
+                write_run(point.folder, record.run_record(setup, point))
+            write_summary(point.folder, summary)
 
 
 def describe_pack(pack: PackPlan) -> str:

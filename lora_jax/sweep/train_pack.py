@@ -8,6 +8,7 @@ import numpy as np
 from lora_jax.evaluation import EVALUATORS, Validate
 from lora_jax.sweep.finish import finish
 from lora_jax.sweep.plan import PackPlan
+from lora_jax.tracking import TrackingSession
 from lora_jax.train import record
 from lora_jax.train.callbacks import LogMetrics, SaveCheckpoints
 from lora_jax.train.checkpoint import PackCheckpoints
@@ -20,7 +21,8 @@ from lora_jax.train.progress import Progress
 from lora_jax.train.setup import Setup
 
 
-def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, display: ProgressDisplay) -> list[int]:
+def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, tracking: TrackingSession, display: ProgressDisplay
+) -> list[int]:
     """Trains a pack and leaves each run's results in its folder. Returns the runs that should go on alone.
 
     Those have a checkpoint in `checkpoints`, and no results yet. Raises MemoryError before the first step if there is

@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Bool
 
 from lora_jax.data.batches import Batch, prefetch
-from lora_jax.track import Tracker
+from lora_jax.records import MetricsRecord
+from lora_jax.tracking import Tracker
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.compile import CompiledPack
 from lora_jax.train.display import ProgressDisplay
@@ -50,7 +51,7 @@ class Training:
         """Logs figures of one run, at the step that the run itself has reached."""
         if run in self.trackers:
             step = min(self.progress.step, int(self.pack.steps[run]))  # the pack may go on without this run
-            self.trackers[run].log({"step": step, "tokens": self.progress.tokens[run], **figures})
+            self.trackers[run].log(MetricsRecord(step=step, tokens=self.progress.tokens[run], **figures))
 
     def set_last_step(self, last: dict[int, int]) -> None:
         """Makes runs end at the given steps: a step leaves a run alone that is as long as it was to be."""

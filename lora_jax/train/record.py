@@ -1,4 +1,4 @@
-"""What is written down about a run: who it is, where it ran, how it went. README.md has the layout."""
+"""Fills the records of a run: its settings, environment, metrics and results. `lora_jax.records` has the schema."""
 
 import datetime
 import functools
@@ -11,94 +11,108 @@ from typing import Any
 
 import jax
 
-from lora_jax.config.point import Point
 from lora_jax.delta import count
 from lora_jax.methods import AdapterInit
-from lora_jax.track import Tracker, read_json
+from lora_jax.records import Axes, Base, Data, Device, RunRecord, Summary, read_summary
+from lora_jax.tracking import Tracker, TrackingSession
+from lora_jax.config.point import Point
 from lora_jax.train.setup import Setup
 from lora_jax.train.step import StepMetrics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "hydra-core", "wandb", "tensorflow-datasets")
 
 
-def open_tracker(setup: Setup, point: Point, group: str, resumed: int | None) -> Tracker:
-    """The tracker of `point`; with `resumed`, its records up to that step are kept."""
-    wandb = point.config.wandb
-    return Tracker(
-        point.folder,
-        run_record(setup, point),
-        group=group,
-        wandb=wandb.mode,
-        project=wandb.project,
-        keep_until=resumed,
+def open_tracker(
+    tracking: TrackingSession, setup: Setup, point: Point, *, group: str, keep_until: int | None
+) -> Tracker:
+    """Returns the tracker of `point`. `keep_until` is the step that it goes on from; None starts anew."""
+    return tracking.tracker(
+        point.folder, run_record(setup, point), group=group, settings=point.config, keep_until=keep_until
     )
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the run in `folder` ended with results: it is not run again when its sweep is resumed."""
-    return (folder / "summary.json").exists() and read_json(folder / "summary.json")["status"] != "failed"
+    """Returns whether the run in `folder` has results, so that it is not run again when its sweep is resumed."""
+    summary = read_summary(folder)
+    return summary is not None and summary.status != "failed"
 
 
-def done_summary(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "summary.json")
+def done_summary(folder: Path) -> Summary:
+    """Returns the summary of a run that is over.
 
-
-def run_record(setup: Setup, point: Point) -> dict[str, Any]:
-    """The content of run.json."""
-    device = jax.devices()[0]
-    return {
-        "name": point.name,
-        "config": point.config.model_dump(mode="json"),
-        "overrides": list(point.overrides),
-        "versions": {"python": sys.version.split()[0]} | {name: _version(name) for name in PACKAGES},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "base": {
-            "source": setup.base.source,
-            "fingerprint": setup.base.fingerprint,
-            "parameters": setup.base.parameters,
-        },
-        "data": {"name": setup.task.name, "fingerprint": setup.task.fingerprint}
-        | {split: len(examples) for split, examples in setup.task.splits.items()},
-        "commit": _commit(),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),  # what was typed: Hydra sees a few words more
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def identity(setup: Setup, point: Point, shapes: AdapterInit) -> dict[str, Any]:
-    """The part of summary.json that is known before training; what is not known yet is null.
-
-    `shapes` are those of what the run starts from.
+    Raises:
+      FileNotFoundError: it is not over.
     """
-    run, base = point.config, setup.base.parameters
-    reads, trainable = run.method.reads, shapes.trainable
+    summary = read_summary(folder)
+    if summary is None:
+        raise FileNotFoundError(f"{folder} has no summary.json")
+    return summary
+
+
+def axes_of(point: Point) -> Axes:
+    """Returns what tells `point` from the others of its sweep. What its method does not read is None."""
+    run = point.config
+    method = run.method
+    return Axes(
+        model=run.model.name,
+        task=run.task.name,
+        method=method.name,
+        method_title=method.title,
+        trains_base=method.trains_base,
+        rank=run.rank if "rank" in method.reads else None,
+        alpha=run.alpha_of(run.rank) if "alpha" in method.reads else None,
+        targets=run.targets if "targets" in method.reads else None,
+        lr=run.lr,
+        seed=run.seed,
+    )
+
+
+def run_record(setup: Setup, point: Point) -> RunRecord:
+    """Returns the content of run.json."""
+    device = jax.devices()[0]
+    return RunRecord(
+        name=point.name,
+        axes=axes_of(point),
+        config=point.config.model_dump(mode="json"),
+        overrides=point.overrides,
+        versions={"python": sys.version.split()[0]} | {name: _version(name) for name in PACKAGES},
+        device=Device(platform=device.platform, kind=device.device_kind, count=jax.device_count()),
+        base=Base(source=setup.base.source, fingerprint=setup.base.fingerprint, parameters=setup.base.parameters),
+        data=Data(
+            name=setup.task.name,
+            fingerprint=setup.task.fingerprint,
+            examples={split: len(examples) for split, examples in setup.task.splits.items()},
+        ),
+        commit=_commit(),
+        command=shlex.join(["python", *sys.orig_argv[1:]]),  # what was typed: Hydra sees a few words more
+        start_time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def initial_summary(setup: Setup, point: Point, shapes: AdapterInit) -> Summary:
+    """Returns the summary of a run that has not trained: status "failed", and what is known before training.
+
+    Args:
+      shapes: the shapes of what the run starts from.
+    """
+    base, trainable = setup.base.parameters, shapes.trainable
     head = count({path: value for path, value in shapes.params.items() if path.startswith("head/")})
-    return {
-        "name": point.name,
-        "status": "failed",
-        "error": None,
-        "method": run.method.name,
-        "rank": run.rank if "rank" in reads else None,
-        "alpha": run.alpha_of(run.rank) if "alpha" in reads else None,
-        "targets": run.targets if "targets" in reads else None,
-        "lr": run.lr,
-        "seed": run.seed,
-        "model": run.model.name,
-        "task": run.task.name,
-        "trainable": trainable,
-        "adapter_parameters": trainable - head,
-        "head_parameters": head,
-        "base_parameters": base,
-        "trainable_share": trainable / base,
-        "metric": setup.task.metric,
-        "select": setup.task.select,
-        "test": None,
-        "adapter_bytes": None,
-    }
+    return Summary(
+        **dict(axes_of(point)),
+        name=point.name,
+        status="failed",
+        trainable=trainable,
+        adapter_parameters=trainable - head,
+        head_parameters=head,
+        base_parameters=base,
+        trainable_share=trainable / base,
+        metric=setup.task.metric,
+        select=setup.task.select,
+    )
 
 
 def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
-    """What adapter.json says of how the adapter was made."""
+    """Returns the part of adapter.json that says how the adapter was made."""
     run = point.config
     return {
         "method": run.method.name,
@@ -115,7 +129,7 @@ def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
 
 
 def train_figures(metrics: StepMetrics, i: int, tokens_per_s: float) -> dict[str, float]:
-    """One run's part of a step's metrics, as they are logged."""
+    """Returns the part of run `i` of a step's metrics, under the names that metrics.jsonl has."""
     return {
         "train/loss": float(metrics.loss[i]),
         "train/lr": float(metrics.lr[i]),
@@ -124,13 +138,6 @@ def train_figures(metrics: StepMetrics, i: int, tokens_per_s: float) -> dict[str
         "train/param_norm": float(metrics.param_norm[i]),
         "train/tokens_per_s": tokens_per_s,
     }
-
-
-def peak_bytes(compiled: Any) -> int:
-    """Memory that XLA planned for a compiled program: its arguments, results and temporaries."""
-    plan = compiled.memory_analysis()
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return int(held + plan.temp_size_in_bytes)
 
 
 def _version(package: str) -> str | None:
@@ -144,7 +151,7 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+        result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -13,9 +13,9 @@ CLOCK = {"train/tokens_per_s", "seconds", "tokens_per_s", "compile_seconds"}
 
 # Just before these calls of these functions.
 MOMENTS = {
-    "the first step is logged": ("lora_jax.track", "Tracker.log", 1),
+    "the first step is logged": ("lora_jax.tracking.tracker", "Tracker.log", 1),
     "a checkpoint is being written": ("lora_jax.train.callbacks", "record.train_figures", 5),
-    "one run has its adapter and no summary": ("lora_jax.track", "Tracker.finish", 1),
+    "one run has its adapter and no summary": ("lora_jax.tracking.tracker", "Tracker.finish", 1),
     "one run of the pack has ended": ("lora_jax.sweep.finish", "save_adapter", 2),
     "the next pack begins": ("lora_jax.sweep.train_pack", "make_pack", 2),
     "the baseline is training": ("lora_jax.train.callbacks", "record.train_figures", 17),

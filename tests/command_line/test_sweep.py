@@ -13,12 +13,25 @@ from helpers.command_line import SWEPT, CommandLine, read, records, runs
 from safetensors.numpy import load_file
 from tracking.test_track import key_of, wandb_records
 
-RUN = {"name", "config", "overrides", "versions", "device", "base", "data", "commit", "command", "started"}
+RUN = {
+    "name",
+    "config",
+    "overrides",
+    "versions",
+    "device",
+    "base",
+    "data",
+    "commit",
+    "command",
+    "started",
+    "version",
+    "axes",
+}
 SUMMARY = {
     *("name", "status", "error", "method", "rank", "alpha", "targets", "lr", "seed", "model", "task", "steps"),
     *("trainable", "adapter_parameters", "head_parameters", "base_parameters", "trainable_share", "metric", "test"),
     *("valid_best", "train_loss", "tokens", "seconds", "tokens_per_s", "compile_seconds", "peak_memory_bytes"),
-    *("adapter_bytes", "pack", "select"),
+    *("adapter_bytes", "pack", "select", "version", "method_title", "trains_base"),
 }
 TRAIN = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "update_norm", "param_norm", "tokens_per_s")}
 
@@ -52,7 +65,7 @@ def test_files_of_a_run(swept):
         assert run["name"] == summary["name"] == name and name in run["overrides"]
         assert run["command"].startswith("python -m experiments.sweep rank=4,8") or "rank=4,8" in run["command"]
         assert len(run["base"]["fingerprint"]) == len(run["data"]["fingerprint"]) == 64
-        assert (run["data"]["train"], run["data"]["valid"], run["data"]["test"]) == (8998, 1005, 3080)
+        assert run["data"]["examples"] == {"train": 8998, "valid": 1005, "test": 3080}
         assert summary["status"] == "finished" and summary["error"] is None and summary["steps"] == 6
         assert summary["trainable"] == summary["adapter_parameters"] + summary["head_parameters"]
         assert summary["adapter_bytes"] == sum(path.stat().st_size for path in (sweep / name / "adapter").iterdir())

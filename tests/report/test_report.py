@@ -1,4 +1,4 @@
-"""The report of sweeps made up here, by formula, so that every number on it is known."""
+"""The report of sweeps made up by formula, so that every number in it is known."""
 
 import html.parser
 import re
@@ -7,15 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.made_up import BASE, accuracy, figures, table, write_run
+from helpers.made_up import BASE, accuracy, figures, run_record, table, write_run
 from matplotlib.image import imread
 from rich.console import Console
 
 from lora_jax.errors import UserError
+from lora_jax.records import Axes, MetricsRecord
 from lora_jax.report import build_report, load_rows, terminal_table
-from lora_jax.report.compare import at_best_lr, finding, points
+from lora_jax.report.compare import at_best_lr, configurations, finding, labels
 from lora_jax.report.tables import duration, over_seeds, parameters, size
-from lora_jax.track import Tracker
+from lora_jax.tracking import Tracker
 
 
 class Links(html.parser.HTMLParser):
@@ -50,9 +51,11 @@ def test_rows_are_sorted_and_only_runs(sweep):
     assert [row.name for row in load_rows(sweep)] == ["rank=4", "rank=8", "rank=16", "rank=32", "method=full"]
 
 
-def test_nothing_here_needs_jax(sweep):
+def test_a_report_needs_no_jax_and_draws_with_matplotlib_only_when_built(sweep):
     script = (
-        "import sys; from pathlib import Path; from lora_jax.report import build_report\n"
+        "import sys; from pathlib import Path\n"
+        "import lora_jax.analysis.stopping; from lora_jax.report import build_report, load_rows, terminal_table\n"
+        "terminal_table(load_rows(Path(sys.argv[1]))); assert 'matplotlib' not in sys.modules\n"
         "build_report(Path(sys.argv[1])); assert not {'jax', 'wandb', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(sweep)], check=True)
@@ -71,7 +74,7 @@ def test_csv_has_every_number_as_it_is(sweep):
     assert rows["method=full"]["rank"] == "" and float(rows["method=full"]["test/accuracy"]) == accuracy(None)
 
 
-def test_people_read_rounded_numbers_and_what_is_shared_once(sweep):
+def test_tables_for_people_are_rounded_and_name_what_is_shared_once(sweep):
     page = build_report(sweep).read_text()
     markdown = (sweep / "report" / "table.md").read_text()
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -83,17 +86,17 @@ def test_people_read_rounded_numbers_and_what_is_shared_once(sweep):
     titles = markdown.splitlines()[0].strip("|").split("|")
     assert "seed" not in titles and {"rank", "alpha", "targets", "learning rate", "test accuracy"} <= set(titles)
     lines = [line.strip("|").split("|") for line in markdown.splitlines()[2:7]]
-    shown = {line[0]: line[titles.index("test accuracy")] for line in lines}
+    scores = {line[0]: line[titles.index("test accuracy")] for line in lines}
     expected = {f"rank={rank}": f"{accuracy(rank):.3f}" for rank in (4, 8, 16, 32)}
-    assert shown == expected | {"method=full": f"{accuracy(None):.3f}"}
+    assert scores == expected | {"method=full": f"{accuracy(None):.3f}"}
 
 
 def test_page_needs_nothing_but_itself(sweep):
     page = build_report(sweep).read_text()
-    found = Links(page)
-    assert all(target.startswith("data:") or target in ("table.csv", "table.md") for target in found.targets)
-    assert "script" not in found.tags and "link" in found.tags and "@import" not in page and "url(" not in page
-    assert found.tags.count("img") == len(list((sweep / "report").glob("*.png"))) == 4
+    links = Links(page)
+    assert all(target.startswith("data:") or target in ("table.csv", "table.md") for target in links.targets)
+    assert "script" not in links.tags and "link" in links.tags and "@import" not in page and "url(" not in page
+    assert links.tags.count("img") == len(list((sweep / "report").glob("*.png"))) == 4
     for text in ("prefers-color-scheme", "abc123", "f00d", "beef", "a CPU", "jax 0.10.2", "experiments.sweep"):
         assert text in page
 
@@ -130,9 +133,9 @@ def test_unfinished_runs_are_rows(tmp_path):
     write_run(tmp_path, {"rank": 4}, status="diverged")
     write_run(tmp_path, {"rank": 8}, status="failed", error="out of memory: " + "x" * 500)
     write_run(tmp_path, {"rank": 16}, status=None)
-    run = {"name": "rank=32", "config": {"method": {"name": "lora"}}, "overrides": ["rank=32"]}
-    with Tracker(tmp_path / "rank=32", run, group="g", wandb="disabled") as tracker:
-        tracker.log({"step": 7, "tokens": 700, "train/loss": 2.0})
+    run = run_record("rank=32", axes=Axes(method="lora", method_title="LoRA", trains_base=False, rank=32))
+    with Tracker(tmp_path / "rank=32", run, group="g") as tracker:
+        tracker.log(MetricsRecord(step=7, tokens=700, **{"train/loss": 2.0}))
         rows = {row.name: row for row in load_rows(tmp_path)}
         page = build_report(tmp_path).read_text()
     assert [rows[f"rank={rank}"].status for rank in (4, 8, 16, 32)] == ["diverged", "failed", "interrupted", "running"]
@@ -143,7 +146,7 @@ def test_unfinished_runs_are_rows(tmp_path):
     assert table(tmp_path / "report" / "table.csv")["rank=8"]["error"] == "out of memory: " + "x" * 500
 
 
-def test_nothing_logged_is_said_not_drawn(tmp_path):
+def test_a_sweep_that_logged_nothing_has_no_charts(tmp_path):
     write_run(tmp_path, {"rank": 4}, status="failed", records=0)
     page = build_report(tmp_path).read_text()
     assert "nothing to draw" in page and "img" not in Links(page).tags
@@ -157,10 +160,10 @@ def test_seeds_are_aggregated_as_numpy_does(tmp_path):
             write_run(tmp_path, {"rank": rank, "seed": seed}, test=test)
     write_run(tmp_path, {"rank": 8, "seed": 2}, status="diverged")
     rows = load_rows(tmp_path)
-    for point in points(rows):
-        values = scores[point.row.rank]
-        assert point.mean(lambda row: row.score("test")) == pytest.approx(np.mean(values))
-        assert point.std(lambda row: row.score("test")) == pytest.approx(np.std(values, ddof=1))
+    for configuration in configurations(rows):
+        values = scores[configuration.row.rank]
+        assert configuration.mean(lambda row: row.score("test")) == pytest.approx(np.mean(values))
+        assert configuration.std(lambda row: row.score("test")) == pytest.approx(np.std(values, ddof=1))
     aggregated = over_seeds(rows)
     column = aggregated.titles.index("test accuracy")
     assert [line[column] for line in aggregated.lines] == [
@@ -182,21 +185,26 @@ def test_best_learning_rate_is_chosen_on_validation(tmp_path):
     write_run(tmp_path, {"method": "full", "lr": 1e-5}, valid_best=None, test={"accuracy": 0.7})
     write_run(tmp_path, {"method": "full", "lr": 1e-4}, valid_best=None, test={"accuracy": 0.75})
     rows = load_rows(tmp_path)
-    assert {point.row.method: point.row.lr for point in at_best_lr(rows)} == {"lora": 1e-3, "full": 1e-4}
+    assert {best.row.method: best.row.lr for best in at_best_lr(rows)} == {"lora": 1e-3, "full": 1e-4}
     assert "at learning rate 0.001 reaches 0.800" in finding(rows)
     page = build_report(tmp_path).read_text()
     assert "own best learning rate, by mean validation accuracy" in page
     assert (tmp_path / "report" / "quality-by-lr.png").exists()
 
 
-def test_of_a_loss_less_is_more(tmp_path):
-    """What writes is chosen by its loss on validation, and shown by its BLEU on the test set."""
+def test_the_lower_loss_is_chosen(tmp_path):
+    """Where texts are generated, runs are chosen by validation loss and compared by test BLEU."""
     for lr, loss, score in ((1e-3, 1.1, 60.0), (1e-2, 1.3, 66.0)):
-        own = {"metric": "bleu", "select": "loss", "test": {"bleu": score, "loss": 1.2}, "valid_best": {"loss": loss}}
-        write_run(tmp_path, {"rank": 4, "lr": lr}, **own)
-        write_run(tmp_path, {"rank": 8, "lr": lr}, **own)
+        results = {
+            "metric": "bleu",
+            "select": "loss",
+            "test": {"bleu": score, "loss": 1.2},
+            "valid_best": {"loss": loss},
+        }
+        write_run(tmp_path, {"rank": 4, "lr": lr}, **results)
+        write_run(tmp_path, {"rank": 8, "lr": lr}, **results)
     rows = load_rows(tmp_path)
-    assert {point.row.lr for point in at_best_lr(rows)} == {1e-3}
+    assert {best.row.lr for best in at_best_lr(rows)} == {1e-3}
     assert "at learning rate 0.001 reaches 60.00 test bleu" in finding(rows)
     assert "own best learning rate, by mean validation loss" in build_report(tmp_path).read_text()
 
@@ -300,7 +308,7 @@ def test_any_number_of_runs(tmp_path, count):
     assert build_report(tmp_path).exists()
 
 
-def test_no_sweep_is_an_error_that_says_what_one_is(tmp_path):
+def test_a_folder_without_runs_is_an_error_that_says_what_is_expected(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=rf"{re.escape(str(path))}.*Expected a sweep.*run\.json.*summary\.json"):
             build_report(path)
@@ -314,7 +322,7 @@ def test_broken_summary_is_named(tmp_path):
         load_rows(tmp_path)
 
 
-def test_units():
+def test_numbers_have_readable_units():
     assert [parameters(n) for n in (7, 391_000, 999_900, 1_240_000, 8.03e9)] == ["7", "391k", "1M", "1.24M", "8.03B"]
     assert [size(n) for n in (12, 1447000, 45.1 * 2**20, 3 * 2**30)] == ["12 B", "1.4 MiB", "45.1 MiB", "3.0 GiB"]
     assert [duration(s) for s in (9.4, 200, 7500)] == ["9.4 s", "3 min 20 s", "2 h 5 min"]
@@ -328,3 +336,21 @@ def test_methods_without_a_rank_and_alpha_that_follows_rank(tmp_path):
     rows = load_rows(tmp_path)
     assert [row.method for row in rows] == ["lora", "lora", "lora", "bitfit", "full"]
     assert build_report(tmp_path).exists() and "rank 16 (targets all) reaches" in finding(rows)
+
+
+def test_labels_name_the_method_where_several_have_ranks(tmp_path):
+    write_run(tmp_path, {"rank": 4})
+    write_run(tmp_path, {"rank": 4, "method": "dora"})
+    write_run(tmp_path, {"method": "full"})
+    rows = load_rows(tmp_path)
+    assert labels(configurations(rows), rows) == ["dora rank 4", "LoRA rank 4", "full fine-tuning"]
+    one_method = [row for row in rows if row.method != "dora"]
+    assert labels(configurations(one_method), one_method) == ["rank 4", "full fine-tuning"]
+
+
+def test_an_axis_named_like_a_figure_has_its_own_column(tmp_path):
+    for steps in (100, 300):
+        write_run(tmp_path, {"rank": 4, "steps": steps}, steps=steps)
+    build_report(tmp_path)
+    header = (tmp_path / "report/table.csv").read_text().splitlines()[0].split(",")
+    assert header.count("steps") == 2

@@ -1,0 +1,1 @@
+"""Questions about finished sweeps, answered from their records alone. Needs no JAX."""

@@ -1,0 +1,66 @@
+"""The records that a run leaves in its folder: their schema, and the files that hold them. Needs no JAX.
+
+``run.json`` says what the run is and where it ran. ``metrics.jsonl`` holds one record of metrics a line.
+``summary.json`` is written when the run is over. These files are the source of truth: W&B may be off, offline or
+broken, and neither training nor the report depends on it.
+"""
+
+from lora_jax.records.files import (
+    METRICS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    MetricsFile,
+    find_runs,
+    is_open,
+    read_json,
+    read_metrics,
+    read_run,
+    read_summary,
+    remove_summary,
+    write_json,
+    write_run,
+    write_summary,
+)
+from lora_jax.records.schema import (
+    RECORD_VERSION,
+    Axes,
+    Base,
+    Data,
+    Device,
+    MetricsRecord,
+    PackRecord,
+    Record,
+    Results,
+    RunRecord,
+    Status,
+    Summary,
+)
+
+__all__ = [
+    "METRICS_FILE",
+    "RECORD_VERSION",
+    "RUN_FILE",
+    "SUMMARY_FILE",
+    "Axes",
+    "Base",
+    "Data",
+    "Device",
+    "MetricsFile",
+    "MetricsRecord",
+    "PackRecord",
+    "Record",
+    "Results",
+    "RunRecord",
+    "Status",
+    "Summary",
+    "find_runs",
+    "is_open",
+    "read_json",
+    "read_metrics",
+    "read_run",
+    "read_summary",
+    "remove_summary",
+    "write_json",
+    "write_run",
+    "write_summary",
+]

@@ -1,0 +1,227 @@
+"""The files of a run's folder, read and written: whole at any moment, and by one process at a time."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import pydantic
+
+from lora_jax.errors import UserError
+from lora_jax.records.schema import MetricsRecord, Record, RunRecord, Summary
+from lora_jax.records.upgrade import upgrade_run, upgrade_summary
+
+RUN_FILE, METRICS_FILE, SUMMARY_FILE = "run.json", "metrics.jsonl", "summary.json"
+
+# Folders beside the runs, and inside of them, that hold no run.
+_NO_RUNS = {".hydra", "report", "checkpoints", "adapter", "wandb"}
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def find_runs(sweep: Path) -> list[Path]:
+    """Returns the folders of the runs in `sweep`, or `sweep` itself where it is a run's folder.
+
+    Raises:
+      UserError: there is no run in `sweep`.
+    """
+    folders = []
+    for folder, subfolders, files in os.walk(sweep):
+        if RUN_FILE in files:
+            folders.append(Path(folder))
+            subfolders.clear()
+        subfolders[:] = sorted(set(subfolders) - _NO_RUNS)
+    if not folders:
+        missing = "is empty of runs" if Path(sweep).is_dir() else "is no folder"
+        raise UserError(
+            f"{sweep} {missing}. Expected a sweep's folder, which holds a folder for every run "
+            f"(such as {Path(sweep) / 'rank=8'}) with {RUN_FILE}, {METRICS_FILE} and, once it is over, {SUMMARY_FILE}."
+        )
+    return folders
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Returns ``folder/run.json``, upgraded from an earlier version where it is of one.
+
+    Raises:
+      UserError: the file is missing, is not JSON, has a value of a wrong type, or is of a newer version.
+    """
+    path = Path(folder) / RUN_FILE
+    values = upgrade_run(_mapping(path), where=str(path))
+    return _parsed(RunRecord, {**values, "name": values.get("name") or path.parent.name}, path)
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """Returns ``folder/summary.json``, or None where there is no such file: the run is not over.
+
+    Raises:
+      UserError: as `read_run` does for a file that is there.
+    """
+    path = Path(folder) / SUMMARY_FILE
+    if not path.exists():
+        return None
+    values = upgrade_summary(_mapping(path), where=str(path))
+    return _parsed(Summary, {**values, "name": values.get("name") or path.parent.name}, path)
+
+
+def read_metrics(folder: Path) -> list[MetricsRecord]:
+    """Returns the records of ``folder/metrics.jsonl``; none if there is no such file. A torn last line is left out.
+
+    Raises:
+      UserError: another line is not JSON, or has no step or no tokens.
+    """
+    path = Path(folder) / METRICS_FILE
+    if not path.exists():
+        return []
+    *lines, torn = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate([*lines, torn] if torn else lines, start=1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            if number <= len(lines):
+                raise UserError(f"{path}, line {number} is not JSON: {line[:80].decode(errors='replace')!r}") from None
+            continue
+        records.append(_parsed(MetricsRecord, values, f"{path}, line {number}"))
+    return records
+
+
+def write_run(folder: Path, run: RunRecord) -> None:
+    """Writes ``folder/run.json``."""
+    write_json(Path(folder) / RUN_FILE, run.to_json())
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Writes ``folder/summary.json``: the run is over."""
+    write_json(Path(folder) / SUMMARY_FILE, summary.to_json())
+
+
+def remove_summary(folder: Path) -> None:
+    """Removes ``folder/summary.json`` if it is there: the run goes on."""
+    (Path(folder) / SUMMARY_FILE).unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file. NaN and Infinity are read as Python writes them.
+
+    Raises:
+      UserError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that `path` holds either the old content or the new, whenever this is interrupted."""
+    _write_atomically(path, json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def is_open(folder: Path) -> bool:
+    """Returns whether a process on this machine is writing to the run in `folder` now."""
+    try:
+        with open(Path(folder) / METRICS_FILE, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        pass
+    return False
+
+
+class MetricsFile:
+    """``folder/metrics.jsonl``, open to append and locked until it is closed or its process is gone.
+
+    Args:
+      folder: the run's folder.
+      keep_until: keeps the records up to this step and drops the later ones; None starts anew.
+
+    Raises:
+      UserError: another process is writing to `folder`, or an earlier record cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, keep_until: int | None = None):
+        path = folder / METRICS_FILE
+        # Locked before it is read. The file that replaces it is another one, to be locked in its turn.
+        with _open_locked(path):
+            kept = []
+            if keep_until is not None:
+                kept = [record for record in read_metrics(folder) if record.step <= keep_until]
+            _write_atomically(path, "".join(map(_line, kept)))
+        self._file = _open_locked(path)
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def append(self, record: MetricsRecord) -> None:
+        """Appends one line. A process that is killed loses the line being written at most."""
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a JSON object, not {type(values).__name__}")
+    return values
+
+
+def _parsed(kind: type[AnyRecord], values: Any, where: Path | str) -> AnyRecord:
+    try:
+        return kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{where}: {'; '.join(map(_explained, error.errors()))}") from None
+
+
+def _explained(item: Any) -> str:
+    key = ".".join(map(str, _typed_part(item["loc"])))
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    message = item["msg"].removeprefix("Input should be ")
+    return f"{key}={item['input']!r}: must be {message}" if key else f"must be {message}"
+
+
+def _typed_part(location: Sequence[int | str]) -> Sequence[int | str]:
+    """Drops the kinds of number that pydantic tried, which stand at the end of a location."""
+    return location[:-1] if location and location[-1] in ("int", "float") else location
+
+
+def _open_locked(path: Path) -> TextIO:
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    for _ in range(20):  # a report that looks at this run holds the lock for an instant
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:  # a file system without locks
+            return file
+    file.close()
+    raise UserError(f"another process is writing to {path.parent}; wait for it, or choose another folder")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _line(record: MetricsRecord) -> str:
+    # Not mode="json": figures may be scalars of NumPy or JAX, which pydantic does not know.
+    return json.dumps(record.model_dump(), default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Returns NumPy's and JAX's scalars as Python's numbers, and anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
