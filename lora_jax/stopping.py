@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_jax.metrics import LOWER, better
+from lora_jax.metrics import better, lower_is_better
 from lora_jax.report.rows import Row, load_rows
 from lora_jax.track import read_metrics
 
@@ -81,7 +81,7 @@ def _replay(index: int, rows: list[Row]) -> Replay:
             due = i not in ended and step in curves[i] and seen[i] >= JUDGED_FROM and step < max(curves[i])
             if lost and due:
                 ended[i] = step
-    final = [max(-value if select in LOWER else value for value in curve.values()) for curve in curves]
+    final = [max(-value if lower_is_better(select) else value for value in curve.values()) for curve in curves]
     steps = [row.steps or max(curve) for row, curve in zip(rows, curves, strict=True)]
     saved = sum(steps[i] - step for i, step in ended.items()) / sum(steps)
     names = {rows[i].name: step for i, step in ended.items()}

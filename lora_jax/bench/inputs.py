@@ -43,8 +43,8 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
         params = jax.device_get(method_of(run.method).init(setup.base.model, run).params)
         starts.append({f"{path}/{field}": x for path, value in params.items() for field, x in vars(value).items() if x is not None})
     return Inputs(
-        [tuple(array[0] for array in batches[step]) for step in range(steps)],
-        [(batch.tokens, batch.mask, batch.labels) for batch in (test[i] for i in range(len(test)))],
+        [tuple(array[0] for array in batches[step][:3]) for step in range(steps)],
+        [(batch.tokens, batch.mask, batch.labels) for batch in (test[i].batch for i in range(len(test)))],
         [test[i].weight > 0 for i in range(len(test))],
         starts,
     )

@@ -18,9 +18,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     from lora_jax.config import parse
     from lora_jax.data.batches import prefetch
-    from lora_jax.train.evaluate import evaluate
+    from lora_jax.evaluation import build_evaluators
+    from lora_jax.metrics import score
     from lora_jax.train.loop import compile_steps, make_pack
-    from lora_jax.train.pack import packed_outputs
     from lora_jax.train.plan import Point
     from lora_jax.train.setup import setup_of
 
@@ -29,7 +29,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     runs = [parse(settings) for settings in job["runs"]]
     setup = setup_of(runs[0])
     pack = make_pack(setup, [Point(f"rank={run.rank}", Path(), run) for run in runs])
-    test = setup.eval_batches(runs[0], "test")
+    evaluator = build_evaluators(pack.program, setup.base, runs[0], setup.tokens)["scores"]
     clock.lap("load")
     compiled = compile_steps(setup, pack)
     clock.lap("compile")
@@ -40,8 +40,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         losses.append(metrics.loss)
     losses = [[float(loss) for loss in row] for row in jax.device_get(losses)]
     clock.lap("train")
-    outputs_of = packed_outputs(pack.program)
-    scores = evaluate(pack.program.kind, outputs_of, setup.base.model, state.params, pack.constants, test)
+    programs = {key: lowered.compile() for key, lowered in evaluator.lower(state.params, pack.constants).items()}
+    predictions = evaluator.evaluate("test", programs, state.params, pack.constants)
+    scores = [score(run, ["accuracy"]) for run in predictions]
     clock.lap("eval")
     return {
         "seconds": clock.total,

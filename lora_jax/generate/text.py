@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int32, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
+from lora_jax.data.tokens import left_padded
 from lora_jax.delta import Delta, graft
 from lora_jax.errors import UserError
 from lora_jax.generate.decoding import Decoding
@@ -37,15 +38,6 @@ def generate_text(
     tokens, mask = left_padded(rows, decoding.pad)
     answers = _program(decoding, tuple(how.items()))(base.model, delta, tokens, mask, key)
     return [base.tokenizer.decode(_until_stop(row, decoding)) for row in np.asarray(answers).tolist()]
-
-
-def left_padded(
-    rows: Sequence[Sequence[int]], pad: int
-) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
-    """(tokens, mask) of prompts that all end in the last column."""
-    length = max(map(len, rows))
-    tokens = np.array([[pad] * (length - len(row)) + list(row) for row in rows], np.int32)
-    return tokens, np.arange(length) >= length - np.array([len(row) for row in rows])[:, None]
 
 
 @functools.cache

@@ -110,7 +110,7 @@ class Vit(nnx.Module):
         remat: str = "none",
         attention: str = "auto",
     ) -> Float[Array, "batch 1+patches width"]:
-        """Hidden states after the last block and the final norm. `pixels` come from ``lora_jax.data.images``.
+        """Hidden states after the last block and the final norm. `pixels` come from ``lora_jax.weights.preprocessing``.
 
         With `key`, dropout at `rate` is on, as in training. `unroll` and `remat` are `scan_layers`'s, `attention` is
         one of attention.IMPLEMENTATIONS. Raises UserError for images of another shape than the config's.

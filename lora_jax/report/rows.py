@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.errors import UserError
-from lora_jax.metrics import LOWER
+from lora_jax.metrics import lower_is_better
 from lora_jax.track import is_open, read_json, read_metrics
 
 _SKIPPED = {".hydra", "report", "checkpoints", "adapter", "wandb"}
@@ -68,7 +68,7 @@ class Row:
         """The validation figure that chooses between runs, its sign such that more is better; None if there is none."""
         name = self.select or self.metric or ""
         value = _finite((self.valid_best or {}).get(name))
-        return -value if value is not None and name in LOWER else value
+        return -value if value is not None and lower_is_better(name) else value
 
 
 def _finite(value: float | None) -> float | None:

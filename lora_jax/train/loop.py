@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.data.batches import Batch, EvalBatches, TrainBatches, prefetch
+from lora_jax.data.batches import TrainBatches, prefetch
+from lora_jax.data.tasks import scoring_of
 from lora_jax.methods import AdapterInit
-from lora_jax.metrics import better
-from lora_jax.metrics.language import bleu
+from lora_jax.metrics import Predictions, better, combine, score
 from lora_jax.stopping import JUDGED_FROM, behind
 from lora_jax.train import memory, record
 from lora_jax.train.checkpoint import PackCheckpoints
-from lora_jax.train.evaluate import evaluate
+from lora_jax.train.evaluator import Evaluator
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import of_length, packed_outputs, packed_step, stack, unstack_run
+from lora_jax.train.pack import of_length, packed_step, stack, unstack_run
 from lora_jax.train.plan import Point
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup
 from lora_jax.train.step import Params, Program, RunState, StepMetrics, program_of
-from lora_jax.train.writing import decoding_of, packed_texts, save_texts, write
 from lora_jax.weights.adapters import save_adapter
 
 
@@ -75,25 +74,6 @@ def _lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
     }
 
 
-def _lower_outputs(setup: Setup, pack: Pack, *splits: EvalBatches) -> dict[tuple[int, ...], Any]:
-    """By the shape of the tokens: rows, length."""
-    outputs_of = packed_outputs(pack.program)
-    examples = [of_length(Batch(*split[0][:3]), length, leading=1) for split in splits for length in split.lengths()]
-    return {
-        example.tokens.shape: outputs_of.lower(setup.base.model, pack.state.params, pack.constants, example)
-        for example in examples
-    }
-
-
-def _lower_texts(setup: Setup, pack: Pack) -> dict[str, Any]:
-    if setup.prompts is None:
-        return {}
-    run = pack.points[0].config
-    tokens, mask = next(setup.prompts.batches(run.eval_batch))
-    texts_of = packed_texts(pack.program, decoding_of(run, setup.base))
-    return {"texts": texts_of.lower(setup.base.model, pack.state.params, pack.constants, tokens, mask)}
-
-
 def _compiled(lowered: dict[Any, Any]) -> dict[Any, Any]:
     # XLA compiles outside Python's lock, so one length need not wait for the next.
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -116,13 +96,23 @@ class Progress:
 class Loop:
     """One pack's way from its first step, or its last checkpoint, to its summaries."""
 
-    def __init__(self, setup: Setup, pack: Pack, *, index: int, home: Path, group: str, show: Show):
+    def __init__(
+        self,
+        setup: Setup,
+        pack: Pack,
+        evaluators: Mapping[str, Evaluator],
+        *,
+        index: int,
+        home: Path,
+        group: str,
+        show: Show,
+    ):
+        self.evaluators = evaluators
+        self.scorings = [scoring_of(point.config.task) for point in pack.points]
         self.setup, self.pack, self.index, self.home, self.group, self.show = setup, pack, index, home, group, show
         self.config = pack.points[0].config
         self.runs = range(len(pack.points))
         self.total = int(pack.steps.max())
-        self.valid = setup.eval_batches(self.config, "valid")
-        self.test = setup.eval_batches(self.config, "test")
         every = self.config.eval_every
         every = pack.batches.steps_per_epoch if every == "epoch" else every
         self.evaluations = [{*range(every, steps, every), int(steps)} for steps in pack.steps]
@@ -164,10 +154,12 @@ class Loop:
         self.show.stage(f"compiling {len(self.runs)} x {self.pack.points[0].config.method.name} for {lengths} tokens")
         started = time.monotonic()
         steps = {("step", n): step for n, step in _lower_steps(self.setup, self.pack).items()}
-        outputs = {
-            ("outputs", shape): f for shape, f in _lower_outputs(self.setup, self.pack, self.valid, self.test).items()
+        evaluations = {
+            (name, key): program
+            for name, evaluator in self.evaluators.items()
+            for key, program in evaluator.lower(self.pack.state.params, self.pack.constants).items()
         }
-        self.compiled = _compiled(steps | outputs | _lower_texts(self.setup, self.pack))
+        self.compiled = _compiled(steps | evaluations)
         self.compile_seconds = time.monotonic() - started
         self.peak_bytes = max(record.peak_bytes(self.compiled[key]) for key in steps)
         wanted = memory.size(self.pack.state.params) + max(map(memory.added_bytes, self.compiled.values()))
@@ -237,14 +229,14 @@ class Loop:
 
     def _validate(self) -> None:
         """Scores every run that is due, and keeps the parameters of those that are better than they ever were."""
-        step, select = self.progress.step, self.setup.task.select
-        self.show.stage(f"step {step}: scoring {len(self.valid.encoded)} validation examples")
-        scores = self._score(self.pack.state.params, self.valid)
+        step = self.progress.step
+        scores = self._scores(self._predictions("valid", self.pack.state.params, f"step {step}: "))
         improved = np.zeros(len(self.runs), bool)
         for i in self.runs:
             if not self.progress.live[i] or step not in self.evaluations[i] or self.progress.stopped[i]:
                 continue
             self._write(i, {f"valid/{name}": value for name, value in scores[i].items()})
+            select = self.scorings[i].select
             self.show.valid(i, scores[i][select])
             best = self.progress.best[i]
             if best is None or better(select, scores[i][select], best[select]):
@@ -254,8 +246,12 @@ class Loop:
 
     def _stop(self) -> None:
         """Ends the runs that ask for it and have fallen behind, after a validation."""
-        step, select = self.progress.step, self.setup.task.select
-        lost = behind(select, [best[select] if best else None for best in self.progress.best])
+        step = self.progress.step
+        lost = np.zeros(len(self.runs), bool)
+        for select in {scoring.select for scoring in self.scorings}:
+            same = [scoring.select == select for scoring in self.scorings]  # runs are compared by one metric
+            best = [best[select] if best and i else None for best, i in zip(self.progress.best, same, strict=True)]
+            lost |= behind(select, best)
         ended = {}
         for i in np.flatnonzero(self._going() & lost).tolist():
             scored = sum(due <= step for due in self.evaluations[i])
@@ -284,38 +280,29 @@ class Loop:
         left = progress.seconds / progress.step * (self.total - progress.step)
         return any(progress.stopped) and ended >= 0.5 and ended * left > self.compile_seconds
 
-    def _score(self, params: Params, split: EvalBatches) -> list[dict[str, float]]:
-        def outputs_of(base, params, constants, batch):
-            return self.compiled["outputs", batch.tokens.shape](base, params, constants, batch)
+    def _predictions(self, split: str, params: Params, prefix: str = "") -> dict[str, list[Predictions]]:
+        """Returns, by evaluator, the predictions of each run on a split."""
+        predictions = {}
+        for name, evaluator in self.evaluators.items():
+            if split in evaluator.splits:
+                self.show.stage(prefix + evaluator.describe(split, len(self.runs)))
+                compiled = {key: self.compiled[name, key] for owner, key in self.compiled if owner == name}
+                predictions[name] = evaluator.evaluate(split, compiled, params, self.pack.constants)
+        return predictions
 
-        model, kind = self.setup.base.model, self.setup.task.kind
-        return evaluate(kind, outputs_of, model, params, self.pack.constants, split)
-
-    def _write_texts(self) -> list[dict[str, float]]:
-        """What each run's best model writes for the test prompts, in its folder; and how good it is."""
-        prompts = self.setup.prompts
-        if prompts is None:
-            return [{} for _ in self.runs]
-        self.show.stage(f"writing {len(self.runs)} x {len(prompts)} test texts")
-        decoding = decoding_of(self.config, self.setup.base)
-        texts = write(
-            self.compiled["texts"],
-            self.setup.base,
-            self.best,
-            self.pack.constants,
-            prompts,
-            decoding,
-            self.config.eval_batch,
-        )
-        for i in self.trackers:
-            save_texts(self.pack.points[i].folder / "texts.jsonl", prompts, texts[i])
-        return [{"bleu": bleu(own, prompts.references)} for own in texts]
+    def _scores(self, predictions: dict[str, list[Predictions]]) -> list[dict[str, float]]:
+        """Returns the metrics of each run, by name."""
+        parts = zip(*predictions.values(), strict=True)
+        return [score(combine(run), scoring.metrics) for run, scoring in zip(parts, self.scorings, strict=True)]
 
     def _finish(self, ended: Sequence[int]) -> None:
         """The test scores at the best validation of each run that has `ended`, its adapter and its summary."""
-        self.show.stage(f"scoring {len(self.test.encoded)} test examples")
-        scores = self._score(self.best, self.test)
-        scores = [own | written for own, written in zip(scores, self._write_texts(), strict=True)]
+        predictions = self._predictions("test", self.best)
+        scores = self._scores(predictions)
+        for name, evaluator in self.evaluators.items():
+            for i in self.trackers:
+                if name in predictions:
+                    evaluator.save(self.pack.points[i].folder, predictions[name][i])
         updates, live, best, constants = jax.device_get(
             (self.pack.state.step, self.pack.state.live, self.best, self.pack.constants)
         )

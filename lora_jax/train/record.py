@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from lora_jax.data.tasks import scoring_of
 from lora_jax.delta import count
 from lora_jax.methods import AdapterInit
 from lora_jax.track import Tracker, read_json
@@ -57,8 +58,8 @@ def run_record(setup: Setup, point: Point) -> dict[str, Any]:
             "fingerprint": setup.base.fingerprint,
             "parameters": setup.base.parameters,
         },
-        "data": {"name": setup.task.name, "fingerprint": setup.task.fingerprint}
-        | {split: len(examples) for split, examples in setup.task.splits.items()},
+        "data": {"name": setup.task.name, "fingerprint": setup.data.fingerprint}
+        | {split: len(examples) for split, examples in setup.data.splits.items()},
         "commit": _commit(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),  # what was typed: Hydra sees a few words more
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -71,6 +72,7 @@ def identity(setup: Setup, point: Point, shapes: AdapterInit) -> dict[str, Any]:
     `shapes` are those of what the run starts from.
     """
     run, base = point.config, setup.base.parameters
+    scoring = scoring_of(run.task)
     reads, trainable = run.method.reads, shapes.trainable
     head = count({path: value for path, value in shapes.params.items() if path.startswith("head/")})
     return {
@@ -90,8 +92,8 @@ def identity(setup: Setup, point: Point, shapes: AdapterInit) -> dict[str, Any]:
         "head_parameters": head,
         "base_parameters": base,
         "trainable_share": trainable / base,
-        "metric": setup.task.metric,
-        "select": setup.task.select,
+        "metric": scoring.metric,
+        "select": scoring.select,
         "test": None,
         "adapter_bytes": None,
     }
@@ -109,7 +111,7 @@ def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
         "pool": run.model.pool,
         "dtype": run.dtype,
         "base_storage": run.base_storage,
-        "labels": list(setup.task.labels),
+        "labels": list(setup.data.labels),
         "run": run.model_dump(mode="json"),
     }
 

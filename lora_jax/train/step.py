@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.config import RunConfig
 from lora_jax.data.batches import Batch
-from lora_jax.data.tasks import kind_of
+from lora_jax.data.tasks import find_task
 from lora_jax.delta import graft
 from lora_jax.methods import Method, method_of
 from lora_jax.train.objective import OBJECTIVES
@@ -28,7 +28,7 @@ class Program:
     """What is compiled in: the settings that the runs of a pack have in common."""
 
     method: Method
-    kind: str  # of the task
+    kind: str  # the task's objective
     optim: str
     schedule: str
     drops_out: bool
@@ -44,7 +44,7 @@ def program_of(run: RunConfig) -> Program:
     whole_stack = jax.default_backend() == "cpu" and run.model.remat == "none"
     return Program(
         method=method_of(run.method),
-        kind=kind_of(run.task.name),
+        kind=find_task(run.task.name).objective,
         optim=run.optim.name,
         schedule=run.optim.schedule,
         drops_out=run.drops_out,
@@ -103,8 +103,8 @@ def loss_of(
     return OBJECTIVES[program.kind].loss(model, batch, rate=hyper.dropout, key=key, **how(program))
 
 
-def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Array:
-    """What scoring keeps of each example: ``[batch, labels]`` logits of a classifier (see train/objective.py)."""
+def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Any:
+    """What scoring keeps of each example, ``[batch, ...]``: logits of a classifier (see train/objective.py)."""
     return OBJECTIVES[program.kind].outputs(adapted(program, base, params, constants), batch, **how(program))
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 
+from lora_jax.cache import cache_folder
 from lora_jax.errors import UserError
+from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
 from lora_jax.track import read_json, write_json
 from lora_jax.train import memory, record
@@ -23,7 +25,7 @@ from lora_jax.train.plan import PackPlan, Point, plan
 from lora_jax.train.progress import Show
 from lora_jax.train.setup import Setup, setup_of
 from lora_jax.train.speed import rough_seconds
-from lora_jax.weights.sources import cache_folder
+from lora_jax.train.step import program_of
 
 # Names of a pack's runs that the printed plan spells out; plan.json has them all.
 NAMED = 8
@@ -44,11 +46,14 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[dict[
     for talker in ("absl", "jax._src.xla_bridge"):  # orbax tells of every step it takes, JAX of every absent TPU
         logging.getLogger(talker).setLevel(logging.WARNING)
     _refuse_taken(points)
+    for point in points:
+        check_metrics(point.config)
     with Show() as show:
         for point in points:
             show.stage(f"loading {point.config.model.name} and {point.config.task.name}")
             setup = setup_of(point.config)
             method_of(point.config.method).validate(setup.base.model, point.config)
+            build_evaluators(program_of(point.config), setup.base, point.config, setup.tokens)
         show.stage("planning")
         costs = memory.Costs()
         packs = _plan(points, home, costs)
@@ -109,7 +114,9 @@ def _run_pack(pack: PackPlan, home: Path, group: str, show: Show) -> None:
 
 def _trained(pack: PackPlan, home: Path, group: str, show: Show) -> list[int]:
     setup = setup_of(pack.points[0].config)
-    return Loop(setup, make_pack(setup, pack.points), index=pack.index, home=home, group=group, show=show).run()
+    state = make_pack(setup, pack.points)
+    evaluators = build_evaluators(state.program, setup.base, pack.points[0].config, setup.tokens)
+    return Loop(setup, state, evaluators, index=pack.index, home=home, group=group, show=show).run()
 
 
 def _fail_pack(pack: PackPlan, home: Path, show: Show, error: Exception) -> None:
