@@ -37,7 +37,7 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
 
     setup = load_setup(runs[0])
     batches = setup.train_batches(runs[0], (runs[0].seed,))
-    test = setup.eval_batches(runs[0], "test")
+    test = setup.tokens.eval_batches(runs[0], "test")
     starts = []
     for run in runs:
         params = jax.device_get(method_of(run.method).init(setup.base.model, run).params)
@@ -50,8 +50,8 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
             }
         )
     return Inputs(
-        [tuple(array[0] for array in batches[step]) for step in range(steps)],
-        [(batch.tokens, batch.mask, batch.labels) for batch in (test[i] for i in range(len(test)))],
+        [tuple(array[0] for array in batches[step][:3]) for step in range(steps)],
+        [(batch.tokens, batch.mask, batch.labels) for batch in (test[i].batch for i in range(len(test)))],
         [test[i].weight > 0 for i in range(len(test))],
         starts,
     )

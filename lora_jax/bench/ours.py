@@ -18,7 +18,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     from lora_jax.config import parse
     from lora_jax.config.point import Point
-    from lora_jax.evaluation import EVALUATORS
+    from lora_jax.evaluation import build_evaluators
     from lora_jax.metrics import score
     from lora_jax.train.compile import compile_all, lower_steps
     from lora_jax.train.loop import train_steps
@@ -36,7 +36,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     steps = [metrics.loss for _, metrics in train_steps(setup.base.model, pack, compiled, 0)]
     losses = [[float(loss) for loss in row] for row in jax.device_get(steps)]
     clock.lap("train")
-    scorer = EVALUATORS["scores"](setup, pack.program, runs[0])
+    scorer = build_evaluators(pack.program, setup.base, runs[0], setup.tokens)["scores"]
     programs = compile_all(scorer.lower(pack.state.params, pack.constants))
     predictions = scorer.evaluate("test", programs, pack.state.params, pack.constants)
     scores = [score(run, ["accuracy"]) for run in predictions]

@@ -45,23 +45,25 @@ class ModelConfig(Settings):
 
 
 class DecodeConfig(Settings):
-    """How test texts are written: greedily, or by beam search."""
+    """How test texts are generated: greedily, or by beam search."""
 
-    new_tokens: PositiveInt = Field(description="most tokens of a text")
+    new_tokens: PositiveInt = Field(description="the most tokens of a generated text")
     beams: PositiveInt = 1
     length_penalty: float = Field(1.0, description="beam search divides by a text's length to this power")
-    no_repeat_ngram: NonNegativeInt = Field(0, description="no so many tokens come twice; 0 allows all")
+    no_repeat_ngram: NonNegativeInt = Field(0, description="no sequence of so many tokens is repeated; 0 allows all")
 
 
 class TaskConfig(Settings):
-    """The data, and how long its texts may be."""
+    """The data, the length of its texts, and how a run is scored."""
 
     name: str
-    data_dir: str | None = Field(None, description="a folder with the raw files, in place of the ones at hand")
-    buckets: tuple[PositiveInt, ...] = Field(description="padded lengths in tokens; the longest truncates")
-    steps: PositiveInt = Field(description="how long to train when neither steps nor epochs is given")
-    eval_examples: PositiveInt | None = Field(None, description="most examples to validate and to test on; null: all")
-    decode: DecodeConfig | None = Field(None, description="how test texts are written, where the task is to write")
+    data_dir: str | None = Field(None, description="a folder with the raw files, in place of the task's own")
+    buckets: tuple[PositiveInt, ...] = Field(description="padded lengths in tokens; longer texts are cut")
+    steps: PositiveInt = Field(description="optimizer steps when neither steps nor epochs is given")
+    eval_examples: PositiveInt | None = Field(None, description="the most examples to validate and test on; null: all")
+    metrics: tuple[str, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")
+    select: str | None = data(None, description="the validation metric that picks a run's best evaluation")
+    decode: DecodeConfig | None = Field(None, description="how texts are generated, if the task generates any")
 
 
 class OptimConfig(Settings):

@@ -1,0 +1,1 @@
+"""Examples, tokens and batches; the tasks themselves are in ``data/tasks/``."""

@@ -1,57 +1,47 @@
-"""What a task is: texts, what is asked of them, and how it is scored."""
+"""The examples of one split: texts, and a label for each."""
 
-import functools
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """One split. `labels[i]` belongs to `texts[i]`: a place in the task's list of labels or, where the task is to
-    write, the text to be written. A text that has several references is there once for each.
+    """One split. ``labels[i]`` belongs to ``texts[i]`` and, where the examples are pairs, to ``pairs[i]``.
+
+    A label is a position in the task's list of labels (int32), a number to predict (float32), or a text to generate.
+    A text that has several references to generate is listed once for each.
     """
 
     texts: list[str]
-    labels: Int32[np.ndarray, " examples"] | list[str]
+    labels: Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | list[str]
+    pairs: list[str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if np.shape(self.labels) != (len(self.texts),):
             raise ValueError(f"{len(self.texts)} texts, but labels of shape {np.shape(self.labels)}")
+        if self.pairs is not None and len(self.pairs) != len(self.texts):
+            raise ValueError(f"{len(self.texts)} texts, but {len(self.pairs)} second texts")
+        if not isinstance(self.labels, list) and self.labels.dtype not in (np.int32, np.float32):
+            raise ValueError(f"labels of {self.labels.dtype}: must be int32, float32 or a list of texts")
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, rows: Sequence[int]) -> "Examples":
-        """Those at `rows`."""
-        texts, labels = [self.texts[i] for i in rows], self.labels
-        return Examples(texts, [labels[i] for i in rows] if isinstance(labels, list) else labels[np.asarray(rows, int)])
+        """Returns the examples at `rows`, in that order."""
+        labels = self.labels
+        return Examples(
+            _take(self.texts, rows),
+            _take(labels, rows) if isinstance(labels, list) else labels[np.asarray(rows, int)],
+            None if self.pairs is None else _take(self.pairs, rows),
+        )
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A data set and how it is scored.
-
-    `splits` has ``train``, ``valid`` and ``test``. `kind` is ``classification``, or ``generation`` (then `labels` is
-    empty); see train/objective.py. `metric` is the figure that a table gives for the test split, and `select` the one
-    on the validation split that says which evaluation was the best.
-    """
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    metric: str
-    select: str
-    splits: Mapping[str, Examples]
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256, in hex, over the label names and every split's texts and labels, in order."""
-        digest = hashlib.sha256(json.dumps(self.labels).encode())
-        for name, split in sorted(self.splits.items()):
-            digest.update(json.dumps([name, split.texts, np.asarray(split.labels).tolist()]).encode())
-        return digest.hexdigest()
+def _take(values: list[T], rows: Sequence[int]) -> list[T]:
+    return [values[row] for row in rows]

@@ -2,111 +2,161 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from lora_jax.data.examples import Examples
 from lora_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
-# The label of a token that predicts nothing which counts.
+# The label of a token that has none.
 IGNORED = -1
-# Between what is given and what is to be written.
+# Stands between a prompt and the text to generate.
 SEPARATOR = "\n"
+
+
+class Batch(NamedTuple):
+    """Padded examples, with any leading axes: ``[runs, batch]`` in training, ``[batch]`` in evaluation."""
+
+    tokens: Int32[np.ndarray, "*batch seq"]
+    mask: Bool[np.ndarray, "*batch seq"]  # True at tokens, False at padding
+    # A class or a value for each example, or a class for each token.
+    labels: Int32[np.ndarray, "*batch"] | Float32[np.ndarray, "*batch"] | Int32[np.ndarray, "*batch seq"]
+    types: Int32[np.ndarray, "*batch seq"] | None = None  # which text of a pair a token belongs to: 0 or 1
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Tokenised examples, ragged: example i is `tokens[offsets[i] : offsets[i + 1]]`, 1 to `max_length` tokens long.
+    """Tokenised examples, concatenated: example i is ``tokens[offsets[i] : offsets[i + 1]]``.
 
-    An example has one label or, with `by_token`, one for each token, which lie as `tokens` does.
+    Every example has 1 to `max_length` tokens. It has one label or, with `by_token`, one for each token, and those are
+    laid out as `tokens` is. So are `types`, the token type ids, which only pairs have.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
     offsets: Int64[np.ndarray, " examples+1"]
-    labels: Int32[np.ndarray, " examples"] | Int32[np.ndarray, " tokens"]
+    labels: Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | Int32[np.ndarray, " tokens"]
     max_length: int
     by_token: bool = False
+    types: Int32[np.ndarray, " tokens"] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> Int64[np.ndarray, " examples"]:
-        """Each example's number of tokens."""
+        """The number of tokens of each example."""
         return np.diff(self.offsets)
 
-    def __getitem__(self, i: int) -> Int32[np.ndarray, " length"]:
+    def __getitem__(self, i: int) -> Int32[np.ndarray, " seq"]:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
-    def padded(self, examples: Int[np.ndarray, "..."], length: int, pad_id: int) -> tuple[np.ndarray, ...]:
-        """(tokens, mask, labels) of `examples`, cut or padded on the right to `length`.
-
-        Tokens and mask are ``[..., length]``; labels are that too where there is one for each token, else ``[...]``.
-        """
+    def padded(self, examples: Int[np.ndarray, "*batch"], length: int, pad_id: int) -> Batch:
+        """Returns these examples, cut or padded on the right to `length`."""
         places = self.offsets[examples][..., None] + np.arange(length)
         mask = places < self.offsets[examples + 1][..., None]
-        tokens = np.where(mask, self.tokens.take(places, mode="clip"), np.int32(pad_id))
-        if not self.by_token:
-            return tokens, mask, self.labels[examples]
-        return tokens, mask, np.where(mask, self.labels.take(places, mode="clip"), np.int32(IGNORED))
+
+        def pad(values: Int32[np.ndarray, " tokens"], fill: int) -> Int32[np.ndarray, "*batch seq"]:
+            return np.where(mask, values.take(places, mode="clip"), np.int32(fill))
+
+        return Batch(
+            tokens=pad(self.tokens, pad_id),
+            mask=mask,
+            labels=pad(self.labels, IGNORED) if self.by_token else self.labels[examples],
+            types=None if self.types is None else pad(self.types, 0),
+        )
 
 
-def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int) -> Encoded:
-    """Token ids of every example, with the tokenizer's special tokens, cut to `max_length` tokens, those included.
+def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int, *, types: bool = False) -> Encoded:
+    """Tokenises examples with a label each, special tokens included, cut to `max_length` tokens.
 
-    `tokenizer` is left as it is; truncation and padding that it was saved with do not count. Raises UserError if
-    `max_length` leaves no room for a text beside the special tokens, or a text comes to no token at all.
+    The texts of a pair are tokenised as one sequence, as the tokenizer joins them; the longer one is cut first. The
+    tokenizer's own settings of truncation and padding are ignored, and it is not changed.
+
+    Args:
+      examples: texts, or pairs of texts, with int32 or float32 labels.
+      tokenizer: of the model that reads the tokens.
+      max_length: at most so many tokens for each example.
+      types: whether the model distinguishes the two texts of a pair. The token type ids are kept only if so, and only
+        if the tokenizer sets any of them.
+
+    Raises:
+      UserError: `max_length` leaves no room for a text beside the special tokens, or a text has no token at all.
     """
-    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    special = tokenizer.num_special_tokens_to_add(is_pair=examples.pairs is not None)
     if max_length <= special:
-        raise UserError(f"max_length={max_length}: the tokenizer adds {special} tokens of its own; must be more")
-    rows = _ids(tokenizer, examples.texts, max_length)
+        raise UserError(f"max_length={max_length}: the tokenizer adds {special} special tokens; must be more")
+    texts = examples.texts if examples.pairs is None else list(zip(examples.texts, examples.pairs, strict=True))
+    encodings = _encode(tokenizer, texts, max_length)
+    rows = [encoding.ids for encoding in encodings]
     if empty := [i for i, row in enumerate(rows) if not row]:
-        raise UserError(f"text {empty[0]} ({examples.texts[empty[0]]!r}) comes to no token")
-    return Encoded(_flat(rows), _offsets(rows), np.asarray(examples.labels, np.int32), max_length)
+        raise UserError(f"text {empty[0]} ({texts[empty[0]]!r}) has no token")
+    type_ids = _flat([encoding.type_ids for encoding in encodings]) if types and examples.pairs is not None else None
+    if type_ids is not None and not type_ids.any():
+        type_ids = None
+    return Encoded(_flat(rows), _offsets(rows), np.asarray(examples.labels), max_length, types=type_ids)
 
 
-def tokenize_pairs(examples: Examples, tokenizer: "Tokenizer", end: int, max_length: int) -> Encoded:
-    """What a causal language model reads to learn to write: each text, SEPARATOR, what to write.
+def tokenize_for_generation(examples: Examples, tokenizer: "Tokenizer", end: int, max_length: int) -> Encoded:
+    """Tokenises what a causal language model learns from: each prompt, SEPARATOR, and the text to generate.
 
-    A token's label is the next token where that is of what is to be written, `end` for its last, else IGNORED. Text
-    and reference are tokenised apart, as they are when the text alone is given (`prompts`). What is longer than
-    `max_length` is cut at its end. Raises UserError where a text leaves no room.
+    The label of a token is the token after it if that belongs to the text to generate, `end` for the last token, and
+    otherwise IGNORED. Prompt and reference are tokenised separately, so that a prompt has the same tokens alone
+    (`tokenize_prompts`). An example longer than `max_length` is cut at its end.
+
+    Raises:
+      UserError: a prompt is longer than `max_length`.
     """
-    given = prompts(examples.texts, tokenizer)
-    written = _ids(tokenizer, list(examples.labels), special=False)
+    if examples.pairs is not None:
+        raise ValueError("a text is generated from a single text, not from a pair")
+    prompts = tokenize_prompts(examples.texts, tokenizer)
+    references = [encoding.ids for encoding in _encode(tokenizer, list(examples.labels), special_tokens=False)]
     rows, labels = [], []
-    for i, (text, reference) in enumerate(zip(given, written, strict=True)):
-        if not 0 < len(text) <= max_length:
+    for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
+        if not 0 < len(prompt) <= max_length:
             raise UserError(
-                f"task.buckets: text {i} ({examples.texts[i]!r}) comes to {len(text)} tokens, and the longest bucket "
-                f"is {max_length}; must hold every text"
+                f"task.buckets: text {i} ({examples.texts[i]!r}) has {len(prompt)} tokens, and the longest bucket is "
+                f"{max_length}; must hold every text"
             )
-        rows.append([*text, *reference][:max_length])
-        labels.append([*[IGNORED] * (len(text) - 1), *reference, end][:max_length])
+        rows.append([*prompt, *reference][:max_length])
+        labels.append([*[IGNORED] * (len(prompt) - 1), *reference, end][:max_length])
     return Encoded(_flat(rows), _offsets(rows), _flat(labels), max_length, by_token=True)
 
 
-def prompts(texts: Sequence[str], tokenizer: "Tokenizer") -> list[list[int]]:
-    """The tokens after which a model begins to write: the special ones that stand first, the text, SEPARATOR."""
-    return _ids(tokenizer, [text + SEPARATOR for text in texts])
+def tokenize_prompts(texts: Sequence[str], tokenizer: "Tokenizer") -> list[list[int]]:
+    """Returns the tokens after which a model starts to generate: leading special tokens, the text, SEPARATOR."""
+    return [encoding.ids for encoding in _encode(tokenizer, [text + SEPARATOR for text in texts])]
 
 
-def _ids(tokenizer: "Tokenizer", texts: list[str], max_length: int | None = None, special: bool = True):
-    own = tokenizer.from_str(tokenizer.to_str())
-    own.no_padding()
+def left_pad(
+    rows: Sequence[Sequence[int]], pad: int
+) -> tuple[Int32[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]:
+    """Returns (tokens, mask) of prompts, padded on the left so that they all end in the last column."""
+    length = max(map(len, rows))
+    tokens = np.array([[pad] * (length - len(row)) + list(row) for row in rows], np.int32)
+    return tokens, np.arange(length) >= length - np.array([len(row) for row in rows])[:, None]
+
+
+def _encode(
+    tokenizer: "Tokenizer",
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    max_length: int | None = None,
+    special_tokens: bool = True,
+) -> list["Encoding"]:
+    copy = tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
     if max_length is None:
-        own.no_truncation()
+        copy.no_truncation()
     else:
-        own.enable_truncation(max_length)
-    return [encoding.ids for encoding in own.encode_batch_fast(texts, add_special_tokens=special)]
+        copy.enable_truncation(max_length)
+    encodings: list[Encoding] = copy.encode_batch_fast(texts, add_special_tokens=special_tokens)
+    return encodings
 
 
 def _offsets(rows: Sequence[Sequence[int]]) -> Int64[np.ndarray, " examples+1"]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int32, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
+from lora_jax.data.tokens import left_pad
 from lora_jax.delta import Delta, graft
 from lora_jax.errors import UserError
 from lora_jax.generate.decoding import Decoding
@@ -52,15 +53,6 @@ def generate_text(
     tokens, mask = left_pad(rows, decoding.pad)
     answers = _compiled_generate(decoding, options)(base.model, delta, tokens, mask, key)
     return [base.tokenizer.decode(_until_stop(row, decoding)) for row in np.asarray(answers).tolist()]
-
-
-def left_pad(
-    rows: Sequence[Sequence[int]], pad: int
-) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
-    """Pads prompts on the left, so that all end in the last column. Returns the tokens and the mask."""
-    length = max(map(len, rows))
-    tokens = np.array([[pad] * (length - len(row)) + list(row) for row in rows], np.int32)
-    return tokens, np.arange(length) >= length - np.array([len(row) for row in rows])[:, None]
 
 
 @functools.cache

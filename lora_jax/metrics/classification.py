@@ -1,53 +1,69 @@
-"""Metrics of classification, in numpy and float64. Rows of weight 0 do not count, whatever they hold."""
+"""Metrics of classes, and the quantities per example that other metrics read."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+
+from lora_jax.metrics.metric import Predictions
 
 
-def accuracy(
-    logits: Float[np.ndarray, "examples labels"],
-    labels: Int[np.ndarray, " examples"],
-    weights: Float[np.ndarray, " examples"],
-) -> float:
-    """The weighted share of examples whose largest logit is their label's. A row with a NaN in it is wrong.
+def accuracy(predictions: Predictions) -> float:
+    """Returns the share of examples whose largest logit is their label's. A row of logits with a NaN is wrong."""
+    logits, labels = logits_and_labels(predictions)
+    return float(correct(logits, labels).mean())
 
-    Raises ValueError if the shapes disagree, a label is out of range, or no example has weight.
+
+def matthews(predictions: Predictions) -> float:
+    """Returns Matthews' correlation of labels and predicted classes, from -1 to 1.
+
+    For two classes it is (TP·TN - FP·FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)) (Matthews, 1975). For more it is R_K
+    (Gorodkin, 2004, equation 2): the covariance of the two one-hot matrices over the root of the product of their
+    variances. As in scikit-learn it is 0 where all labels, or all predictions, are one class. A row of logits with a
+    NaN predicts a class of its own, which is no label's.
     """
-    rows, labels, weights = _counting(logits, labels, weights)
-    right = (rows.argmax(-1) == labels) & ~np.isnan(rows).any(-1)
-    return float(right @ weights / weights.sum())
+    logits, labels = logits_and_labels(predictions)
+    classes = logits.shape[-1] + 1
+    predicted = np.where(np.isnan(logits).any(-1), classes - 1, logits.argmax(-1))
+    n, agreements = len(labels), int((predicted == labels).sum())
+    true_counts = np.bincount(labels, minlength=classes).astype(np.float64)
+    predicted_counts = np.bincount(predicted, minlength=classes).astype(np.float64)
+    covariance = agreements * n - true_counts @ predicted_counts
+    variances = (n**2 - true_counts @ true_counts) * (n**2 - predicted_counts @ predicted_counts)
+    return float(covariance / np.sqrt(variances)) if variances > 0 else 0.0
+
+
+def correct(
+    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
+) -> Bool[np.ndarray, " examples"]:
+    """Returns whether each example's largest logit is its label's; False for a row with a NaN."""
+    right: np.ndarray = (logits.argmax(-1) == labels) & ~np.isnan(logits).any(-1)
+    return right
 
 
 def cross_entropy(
-    logits: Float[np.ndarray, "examples labels"],
-    labels: Int[np.ndarray, " examples"],
-    weights: Float[np.ndarray, " examples"],
-) -> float:
-    """The weighted mean of -log softmax(logits)[label], in nats. Logits of any finite size give a finite loss.
+    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
+) -> Float[np.ndarray, " examples"]:
+    """Returns -log softmax(logits)[label] of each example, in nats.
 
-    NaN if a row holds NaN or +infinity. Raises ValueError as `accuracy` does.
+    Logits of any finite size give a finite loss. A row with a NaN or +infinity gives NaN.
     """
-    rows, labels, weights = _counting(logits, labels, weights)
     with np.errstate(invalid="ignore"):
-        shifted = rows - rows.max(-1, keepdims=True)
-        losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(rows)), labels]
-    return float(losses @ weights / weights.sum())
+        shifted = logits - logits.max(-1, keepdims=True)
+        losses: np.ndarray = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(logits)), labels]
+    return losses
 
 
-def scores(logits: Float[np.ndarray, "examples labels"], labels: Int[np.ndarray, " examples"]) -> dict[str, float]:
-    """Both figures, every example counting once. Raises ValueError as `accuracy` does."""
-    ones = np.ones(len(labels))
-    return {"accuracy": accuracy(logits, labels, ones), "loss": cross_entropy(logits, labels, ones)}
+def logits_and_labels(
+    predictions: Predictions,
+) -> tuple[Float[np.ndarray, "examples classes"], Int[np.ndarray, " examples"]]:
+    """Returns (logits, labels) in float64 and int.
 
-
-def _counting(logits, labels, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    logits, labels, weights = np.asarray(logits, np.float64), np.asarray(labels), np.asarray(weights, np.float64)
-    if logits.ndim != 2 or not labels.shape == weights.shape == logits.shape[:1]:
-        raise ValueError(f"logits {logits.shape}, labels {labels.shape}, weights {weights.shape}: shapes disagree")
-    counts = weights > 0
-    if not counts.any():
-        raise ValueError("no example has weight")
-    rows, labels = logits[counts], labels[counts]
-    if labels.min() < 0 or labels.max() >= rows.shape[-1]:
-        raise ValueError(f"labels {labels.min()} to {labels.max()}, but {rows.shape[-1]} logits")
-    return rows, labels, weights[counts]
+    Raises ValueError if the shapes disagree, a label is out of range, or there is no example.
+    """
+    logits, labels = np.asarray(predictions.logits, np.float64), np.asarray(predictions.labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits {logits.shape}, labels {labels.shape}: shapes disagree")
+    if not len(labels):
+        raise ValueError("no example to score")
+    if labels.min() < 0 or labels.max() >= logits.shape[-1]:
+        raise ValueError(f"labels {labels.min()} to {labels.max()}, but {logits.shape[-1]} logits")
+    return logits, labels

@@ -1,36 +1,49 @@
-"""Metrics of language models: of what they think of a reference, and of what they write."""
+"""Metrics of language models: how likely a reference is to them, and how good the texts are that they generate."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+
+from lora_jax.metrics.metric import Predictions
 
 
-def token_scores(rows: Float[np.ndarray, "examples 3"]) -> dict[str, float]:
-    """Mean negative log-likelihood of a labelled token in nats, its exponential, and how often the likeliest was right.
+def loss(predictions: Predictions) -> float:
+    """Returns the mean negative log-likelihood of a labelled token, or of a class, in nats.
 
-    A row is an example's summed negative log-likelihood, its number of labelled tokens, and how many of those had the
-    largest logit. Raises ValueError if no token is labelled.
+    The mean is over all tokens of the split, so long references weigh more. Raises ValueError if no token is labelled.
     """
-    loss, tokens, right = np.asarray(rows, np.float64).sum(0)
-    if tokens < 1:
-        raise ValueError("no token is labelled")
+    losses, tokens = np.asarray(predictions.losses, np.float64), _labelled(predictions)
+    # A dot product and not a sum, whose rounding is another: recorded figures keep their last digit.
+    return float(losses @ np.ones(len(losses)) / tokens)
+
+
+def perplexity(predictions: Predictions) -> float:
+    """Returns the exponential of the mean negative log-likelihood of a token (Jelinek et al., 1977)."""
     with np.errstate(over="ignore"):
-        return {
-            "loss": float(loss / tokens),
-            "perplexity": float(np.exp(loss / tokens)),
-            "token_accuracy": float(right / tokens),
-        }
+        return float(np.exp(loss(predictions)))
 
 
-def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU-4, 0 to 100, as sacrebleu computes it by default (13a tokens, exponential smoothing, cased).
+def token_accuracy(predictions: Predictions) -> float:
+    """Returns the share of labelled tokens that have the largest logit. Raises ValueError if no token is labelled."""
+    return float(np.asarray(predictions.correct, np.float64).sum() / _labelled(predictions))
+
+
+def bleu(predictions: Predictions) -> float:
+    """Returns corpus BLEU-4, 0 to 100, by sacrebleu's defaults: 13a tokens, exponential smoothing, cased.
 
     Papineni et al., ACL 2002; Post, arXiv 1804.08771. Each text has one reference or more.
     """
-    import sacrebleu  # a quarter of a second, which only a task that writes should pay
+    import sacrebleu  # takes a quarter of a second, which only a generation should pay
 
-    most = max(map(len, references))
-    streams: Any = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
-    return float(sacrebleu.corpus_bleu(list(texts), streams).score)
+    references = predictions.references or []
+    streams: Any = [
+        [texts[i] if i < len(texts) else None for texts in references] for i in range(max(map(len, references)))
+    ]
+    return float(sacrebleu.corpus_bleu(list(predictions.texts or []), streams).score)
+
+
+def _labelled(predictions: Predictions) -> float:
+    tokens = float(np.asarray(predictions.tokens, np.float64).sum())
+    if tokens < 1:
+        raise ValueError("no token is labelled")
+    return tokens

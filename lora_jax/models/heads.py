@@ -77,13 +77,15 @@ class Classifier(nnx.Module):
         self,
         tokens: Int[Array, "batch seq"],
         mask: Bool[Array, "batch seq"],
+        types: Int[Array, "batch seq"] | None = None,
         *,
         dropout_rate: Float[Array, ""] | float = 0.0,
         key: Key = None,
         options: ComputeOptions = ComputeOptions(),
     ) -> Float[Array, "batch labels"]:
-        """Computes one row of outputs per text. The arguments are the backbone's."""
-        hidden = self.backbone(tokens, mask, dropout_rate=dropout_rate, key=fold(key, 0), options=options)
+        """Computes one row of outputs per text. The arguments are the backbone's; not all backbones take `types`."""
+        inputs = (tokens, mask) if types is None else (tokens, mask, types)
+        hidden = self.backbone(*inputs, dropout_rate=dropout_rate, key=fold(key, 0), options=options)
         state = self.backbone.pool_first(hidden) if self.pool == "first" else pool_states(hidden, mask, self.pool)
         return self.head.logits(state, dropout_rate, fold(key, 1))
 

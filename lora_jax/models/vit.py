@@ -117,7 +117,7 @@ class Vit(nnx.Module):
         """Computes the hidden states after the last block and the final norm.
 
         Args:
-          pixels: images, as ``lora_jax.data.images`` prepares them.
+          pixels: images, as ``lora_jax.weights.preprocessing`` prepares them.
           dropout_rate: the dropout on embeddings, attention's probabilities, and the outputs of attention and MLP.
           key: the key of dropout. None turns it off.
           options: dtype, speed and memory.

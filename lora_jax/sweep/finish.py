@@ -1,24 +1,27 @@
 """The end of a run: its test scores at its best validation, its adapter, and its summary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from lora_jax.evaluation.evaluator import Evaluator
 
-from lora_jax.metrics import score
+from lora_jax.evaluation.scoring import score_runs
+from lora_jax.metrics import Scoring
 from lora_jax.records import PackRecord
 from lora_jax.train import record
+from lora_jax.train.evaluator import Evaluator
 from lora_jax.train.loop import Training
 from lora_jax.train.pack import unstack_run
 from lora_jax.weights.adapters import save_adapter
 
 
-def finish(training: Training, evaluators: Sequence[Evaluator], metrics: Sequence[str], ended: Sequence[int]) -> None:
+def finish(
+    training: Training, evaluators: Mapping[str, Evaluator], scorings: Sequence[Scoring], ended: Sequence[int]
+) -> None:
     """Scores, saves and sums up each run that has `ended` and has no results yet."""
     pack, progress = training.pack, training.progress
-    scores = test_scores(training, evaluators, metrics)
+    scores = test_scores(training, evaluators, scorings)
     updates, live, best, constants = jax.device_get((pack.state.step, pack.state.live, training.best, pack.constants))
     for run in [run for run in ended if run in training.trackers]:
         point = pack.points[run]
@@ -44,18 +47,14 @@ def finish(training: Training, evaluators: Sequence[Evaluator], metrics: Sequenc
         training.trackers[run].finish(summary, adapter)
 
 
-def test_scores(training: Training, evaluators: Sequence[Evaluator], metrics: Sequence[str]) -> list[dict[str, float]]:
+def test_scores(
+    training: Training, evaluators: Mapping[str, Evaluator], scorings: Sequence[Scoring]
+) -> list[dict[str, float]]:
     """Returns each run's figures on the test split at its best validation, and saves what evaluators keep of it."""
-    training.display.stage(f"scoring {len(training.setup.encoded['test'])} test examples")
-    scores: list[dict[str, float]] = [{} for _ in training.pack.points]
-    for evaluator in evaluators:
-        if "test" not in evaluator.splits:
-            continue
-        compiled, constants = training.compiled.evaluation, training.pack.constants
-        for run, predictions in enumerate(evaluator.evaluate("test", compiled, training.best, constants)):
-            scores[run] |= score(predictions, metrics)
-            if run in training.trackers:
-                evaluator.save(training.pack.points[run].folder, predictions)
+    scores, predictions = score_runs(training, evaluators, scorings, "test", training.best)
+    for name, by_run in predictions.items():
+        for run in training.trackers:
+            evaluators[name].save(training.pack.points[run].folder, by_run[run])
     return scores
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config.point import Point
-from lora_jax.sweep.plan import CostModel, PackPlan, plan
 from lora_jax.records import read_json, write_json
+from lora_jax.sweep.plan import CostModel, PackPlan, plan
 
 
 def plan_points(points: Sequence[Point], home: Path, costs: CostModel) -> list[PackPlan]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from lora_jax.cache import cache_folder
 
+from lora_jax.cache import cache_folder
 from lora_jax.config.point import Point
 from lora_jax.errors import UserError
+from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
 from lora_jax.records import RUN_FILE, Summary, write_run, write_summary
 from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
@@ -29,6 +30,7 @@ from lora_jax.train import record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.display import ProgressDisplay
 from lora_jax.train.memory import is_out_of_memory, size
+from lora_jax.train.step import program_of
 
 MAX_NAMES = 8  # of a pack's runs that the printed plan spells out; plan.json has them all
 
@@ -54,6 +56,8 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summa
     for name in ("absl", "jax._src.xla_bridge"):  # orbax tells of every step it takes, JAX of every absent TPU
         logging.getLogger(name).setLevel(logging.WARNING)
     _refuse_taken(points)
+    for point in points:
+        check_metrics(point.config)
     with ProgressDisplay() as display:
         sweep = Sweep(home, group, display, Setups(), TrackingSession())
         sweep.validate(points)
@@ -85,7 +89,9 @@ class Sweep:
         """Loads what every point needs, and raises UserError for what it does not have."""
         for point in points:
             self.display.stage(f"loading {point.config.model.name} and {point.config.task.name}")
-            method_of(point.config.method).validate(self.setups.get(point.config).base.model, point.config)
+            setup = self.setups.get(point.config)
+            method_of(point.config.method).validate(setup.base.model, point.config)
+            build_evaluators(program_of(point.config), setup.base, point.config, setup.tokens)
 
     def run_pack(self, pack: PackPlan) -> None:
         """Trains a pack whose runs are not all done, in parts where it must.
@@ -97,7 +103,14 @@ class Sweep:
             return
         try:
             setup = self.setups.get(pack.points[0].config)
-            unfinished = train_pack(setup, pack, self.folder_of(pack), self.group, self.tracking, self.display)
+            unfinished = train_pack(
+                setup,
+                pack,
+                self.folder_of(pack),
+                group=self.group,
+                tracking=self.tracking,
+                display=self.display,
+            )
             parts = [[i for i in range(len(pack.points)) if i not in unfinished], unfinished] if unfinished else []
             reason = f"{len(unfinished)} of {len(pack.points)} runs are left, going on with them alone"
         except Exception as error:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.evaluation import EVALUATORS, Validate
+from lora_jax.data.tasks import scoring_of
+from lora_jax.evaluation import build_evaluators
+from lora_jax.evaluation.validate import Validate
 from lora_jax.sweep.finish import finish
 from lora_jax.sweep.plan import PackPlan
 from lora_jax.tracking import TrackingSession
@@ -21,7 +23,8 @@ from lora_jax.train.progress import Progress
 from lora_jax.train.setup import Setup
 
 
-def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, tracking: TrackingSession, display: ProgressDisplay
+def train_pack(
+    setup: Setup, plan: PackPlan, checkpoints: Path, group: str, tracking: TrackingSession, display: ProgressDisplay
 ) -> list[int]:
     """Trains a pack and leaves each run's results in its folder. Returns the runs that should go on alone.
 
@@ -29,17 +32,15 @@ def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, trac
     no room for the compiled programs; what the device runs out of later is XLA's own error. Either way nothing that a
     checkpoint holds is lost.
     """
-    config, task = plan.points[0].config, setup.task
+    config = plan.points[0].config
     pack = make_pack(setup, plan.points)
-    evaluators = [EVALUATORS[name](setup, pack.program, config) for name in task.evaluators]
+    evaluators = build_evaluators(pack.program, setup.base, config, setup.tokens)
+    scorings = [scoring_of(point.config.task) for point in plan.points]
     lengths = ", ".join(map(str, pack.batches.lengths()))
     display.stage(f"compiling {len(plan.points)} x {config.method.name} for {lengths} tokens")
-    lowered = {}
-    for evaluator in evaluators:
-        lowered |= evaluator.lower(pack.state.params, pack.constants)
-    compiled = compile_pack(setup, pack, lowered)
+    compiled = compile_pack(setup, pack, evaluators)
     interval = pack.batches.steps_per_epoch if config.eval_every == "epoch" else config.eval_every
-    validate = Validate.every(interval, pack.steps.tolist(), evaluators, task.metrics, task.select)
+    validate = Validate.every(interval, pack.steps, evaluators, scorings)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(
             contextlib.closing(PackCheckpoints(checkpoints, base_fingerprint=setup.base.fingerprint))
@@ -47,10 +48,10 @@ def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, trac
         progress, best = Progress.start(len(plan.points)), copied(pack.state.params)
         training = Training(plan.index, setup, pack, compiled, store, display, progress, best, {})
         resumed = restore(training)
+        validate.restore(training.progress)
+        keep_until = training.progress.step if resumed else None
         training.trackers |= {
-            run: stack.enter_context(
-                record.open_tracker(setup, point, group, training.progress.step if resumed else None)
-            )
+            run: stack.enter_context(record.open_tracker(tracking, setup, point, group=group, keep_until=keep_until))
             for run, point in enumerate(plan.points)
             if not record.is_done(point.folder)
         }
@@ -59,9 +60,8 @@ def train_pack(setup: Setup, plan: PackPlan, checkpoints: Path, group: str, trac
         if unfinished:
             training.save_checkpoint()
         try:
-            finish(
-                training, evaluators, task.metrics, [run for run in range(len(plan.points)) if run not in unfinished]
-            )
+            ended = [run for run in range(len(plan.points)) if run not in unfinished]
+            finish(training, evaluators, scorings, ended)
         except Exception as error:
             if is_out_of_memory(error):  # training is over, and need not be done again
                 training.save_checkpoint()

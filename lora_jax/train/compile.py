@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from lora_jax.train.evaluator import Evaluator
 from lora_jax.train.memory import added_bytes, budget, peak_bytes, size
 from lora_jax.train.pack import Pack, of_length, packed_step
 from lora_jax.train.setup import Setup
@@ -16,27 +17,31 @@ class CompiledPack:
     """A pack's programs, the seconds that compiling them took, and the bytes that the largest train step plans for."""
 
     steps: Mapping[int, Any]  # by padded length
-    evaluation: Mapping[Hashable, Any]  # by the keys that evaluators gave them
+    evaluation: Mapping[tuple[str, Hashable], Any]  # by an evaluator's name and its own key
     seconds: float
     peak_bytes: int
 
 
-def compile_pack(setup: Setup, pack: Pack, evaluation: Mapping[Hashable, Any]) -> CompiledPack:
-    """Compiles the train step for each padded length, and the lowered programs `evaluation` beside them.
+def compile_pack(setup: Setup, pack: Pack, evaluators: Mapping[str, Evaluator]) -> CompiledPack:
+    """Compiles the train step for each padded length, and what `evaluators` run, side by side.
 
     Raises MemoryError where a pack of several runs would not fit what is free, as XLA plans it.
     """
     start_time = time.monotonic()
-    lowered = {("step", length): step for length, step in lower_steps(setup, pack).items()}
-    lowered |= {("evaluation", key): program for key, program in evaluation.items()}
-    compiled = compile_all(lowered)
+    steps = lower_steps(setup, pack)
+    evaluation = {
+        (name, key): program
+        for name, evaluator in evaluators.items()
+        for key, program in evaluator.lower(pack.state.params, pack.constants).items()
+    }
+    compiled = compile_all(steps | evaluation)
     seconds = time.monotonic() - start_time
     wanted, free = size(pack.state.params) + max(map(added_bytes, compiled.values())), budget()
     if len(pack.points) > 1 and wanted > free:
         raise MemoryError(f"its programs take {wanted / 2**30:.2f} GiB more, and there are {free / 2**30:.2f}")
-    steps = {key: program for (kind, key), program in compiled.items() if kind == "step"}
-    evaluation = {key: program for (kind, key), program in compiled.items() if kind == "evaluation"}
-    return CompiledPack(steps, evaluation, seconds, max(map(peak_bytes, steps.values())))
+    compiled_steps = {length: compiled[length] for length in steps}
+    peak = max(map(peak_bytes, compiled_steps.values()))
+    return CompiledPack(compiled_steps, {key: compiled[key] for key in evaluation}, seconds, peak)
 
 
 def lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:

@@ -1,6 +1,6 @@
-"""The loss of each kind of head, per row of a batch; in float32 at least.
+"""The losses of each row of a batch, computed in float32 at least.
 
-Language models have more logits than anything else has numbers: 8 texts of 512 tokens and 49,152 words make 0.8 GB in
+The logits of a language model are its largest array: 8 texts of 512 tokens and a vocabulary of 49,152 make 0.8 GB in
 float32. `token_cross_entropy` never holds more than a chunk of them, forward or backward.
 """
 
@@ -17,14 +17,14 @@ from lora_jax.data.tokens import IGNORED
 
 
 def cross_entropy(logits: Float[Array, "batch labels"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """-log softmax(logits)[label] of each row, in nats."""
+    """Returns -log softmax(logits)[label] of each row, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(_wide(logits), labels)
 
 
 def squared_error(
     outputs: Float[Array, "batch values"], targets: Float[Array, "batch values"]
 ) -> Float[Array, " batch"]:
-    """The squared error of each row, averaged over its values."""
+    """Returns the squared error of each row, averaged over its values."""
     return jnp.mean((_wide(outputs) - targets) ** 2, axis=-1)
 
 
@@ -34,21 +34,27 @@ def token_cross_entropy(
     labels: Int[Array, "batch tokens"],
     chunk: int = 512,
 ) -> tuple[Float[Array, " batch"], Int[Array, " batch"], Int[Array, " batch"]]:
-    """Of each row: the sum of -log softmax(logits)[label], how many tokens have a label, and how many are right.
+    """Returns for each row the sum of -log softmax(logits)[label], the number of labelled tokens and of correct ones.
 
-    ``labels[t]`` is what position t predicts, or -1 for nothing. `logits_of` (such as ``CausalLM.logits``) sees about
-    `chunk` positions at a time, the same few of every row, and must treat each by itself. A token is right if its
-    label has the largest logit. Differentiable in `hidden` and in whatever `logits_of` closes over.
+    A token is correct if its label has the largest logit. The result is differentiable in `hidden` and in whatever
+    `logits_of` closes over.
 
-    The gradient with respect to a chunk's hidden states is taken as soon as its logits are there, so they are computed
-    once; only parameters that `logits_of` closes over and that are trained make the backward pass compute them again.
+    The forward pass already takes the gradient with respect to a chunk's hidden states, so the logits are computed
+    once. The backward pass computes them again only if parameters that `logits_of` closes over are trained.
+
+    Args:
+      logits_of: maps hidden states to logits, such as ``CausalLM.logits``. It is given about `chunk` positions at a
+        time, the same few of every row, and must treat each position independently.
+      hidden: the last hidden states.
+      labels: ``labels[:, t]`` is what position t predicts, or IGNORED.
+      chunk: how many positions have logits at the same time.
     """
     batch, tokens, _ = hidden.shape
     chunks = -(-tokens // min(tokens, -(-chunk // batch)))
     size = -(-tokens // chunks)
-    apart, consts = jax.closure_convert(logits_of, hidden[:, :size])
-    losses, right = _chunked(apart, size, tuple(consts), hidden, labels)
-    return losses.sum(-1), (labels != IGNORED).sum(-1), right.sum(-1)
+    pure, consts = jax.closure_convert(logits_of, hidden[:, :size])
+    losses, correct = _chunked(pure, size, tuple(consts), hidden, labels)
+    return losses.sum(-1), (labels != IGNORED).sum(-1), correct.sum(-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -59,7 +65,7 @@ def _chunked(
     hidden: Float[Array, "batch tokens width"],
     labels: Int[Array, "batch tokens"],
 ) -> tuple[Float[Array, "batch tokens"], Bool[Array, "batch tokens"]]:
-    """Each token's loss (0 where it has no label) and whether it is right, `size` tokens of every row at a time."""
+    """Returns each token's loss (0 without a label) and whether it is correct, `size` tokens of every row at a time."""
 
     def step(_, piece):
         return None, _losses(logits_of, consts, *piece)
@@ -74,26 +80,26 @@ def _chunked_forward(logits_of, size, consts, hidden, labels):
 
     def step(_, piece):
         hidden, labels = piece
-        losses, pull, right = jax.vjp(lambda h: _losses(logits_of, consts, h, labels), hidden, has_aux=True)
-        return None, (losses, right, *pull(jnp.ones_like(losses)))
+        losses, pull_back, correct = jax.vjp(lambda h: _losses(logits_of, consts, h, labels), hidden, has_aux=True)
+        return None, (losses, correct, *pull_back(jnp.ones_like(losses)))
 
     _, out = jax.lax.scan(step, None, (_cut(hidden, size), _cut(labels, size, IGNORED)))
-    losses, right, slope = _join(out, labels.shape[1])
-    return (losses, right), (slope, consts, (hidden, labels) if trained else None)
+    losses, correct, gradient = _join(out, labels.shape[1])
+    return (losses, correct), (gradient, consts, (hidden, labels) if trained else None)
 
 
-def _chunked_backward(logits_of, size, kept, given):
-    slope, consts, again = kept
-    g = given[0]
-    to_hidden = (slope * g[..., None]).astype(slope.dtype)
-    if again is None:
+def _chunked_backward(logits_of, size, residuals, cotangents):
+    gradient, consts, inputs = residuals
+    g = cotangents[0]
+    to_hidden = (gradient * g[..., None]).astype(gradient.dtype)
+    if inputs is None:
         return jax.tree.map(lambda _: None, consts), to_hidden, None
-    hidden, labels = again
+    hidden, labels = inputs
 
     def step(total, piece):
         hidden, labels, g = piece
-        _, pull, _ = jax.vjp(lambda c: _losses(logits_of, c, hidden, labels), consts, has_aux=True)
-        return jax.tree.map(lambda sum, own: sum + own.astype(sum.dtype), total, *pull(g)), None
+        _, pull_back, _ = jax.vjp(lambda c: _losses(logits_of, c, hidden, labels), consts, has_aux=True)
+        return jax.tree.map(lambda sum, part: sum + part.astype(sum.dtype), total, *pull_back(g)), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), consts)
     total, _ = jax.lax.scan(step, zeros, (_cut(hidden, size), _cut(labels, size, IGNORED), _cut(g, size)))
@@ -105,14 +111,14 @@ _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 def _losses(logits_of, consts, hidden, labels):
     logits = _wide(logits_of(hidden, *consts))
-    has = labels != IGNORED
-    picked = jnp.take_along_axis(logits, jnp.where(has, labels, 0)[..., None], axis=-1)[..., 0]
-    losses = jnp.where(has, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
-    return losses, has & (logits.argmax(-1) == labels)
+    labelled = labels != IGNORED
+    picked = jnp.take_along_axis(logits, jnp.where(labelled, labels, 0)[..., None], axis=-1)[..., 0]
+    losses = jnp.where(labelled, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
+    return losses, labelled & (logits.argmax(-1) == labels)
 
 
 def _cut(x: Float[Array, "batch tokens ..."], size: int, fill: int = 0) -> Float[Array, "chunks batch {size} ..."]:
-    """`size` tokens of every row at a time. The rows stay an axis: it is what a mesh would split."""
+    """Cuts the tokens into chunks of `size`. The rows stay an axis, since a mesh would be split along it."""
     batch, tokens, *rest = x.shape
     chunks = -(-tokens // size)
     x = jnp.pad(x, [(0, 0), (0, chunks * size - tokens), *[(0, 0)] * len(rest)], constant_values=fill)
@@ -120,7 +126,7 @@ def _cut(x: Float[Array, "batch tokens ..."], size: int, fill: int = 0) -> Float
 
 
 def _join(tree: Any, tokens: int) -> Any:
-    """What `_cut` took apart."""
+    """Undoes `_cut`."""
 
     def join(x):
         chunks, batch, size, *rest = x.shape

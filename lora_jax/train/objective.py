@@ -1,65 +1,163 @@
-"""What a kind of task asks of a model: the head that it needs, the loss that it trains by, how it is scored."""
+"""Objectives: the head that a task needs, the loss that trains it, and what its predictions are."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, Shaped
 
 from lora_jax.data.batches import Batch
-from lora_jax.metrics import classification, language
+from lora_jax.metrics import Predictions
+from lora_jax.metrics.classification import correct, cross_entropy
 from lora_jax.models.layers import Key
 from lora_jax.models.options import ComputeOptions
-from lora_jax.train.losses import cross_entropy, token_cross_entropy
+from lora_jax.train import losses
+
+Head = Literal["classifier", "causal"]
+DropoutRate = Float[Array, ""] | float
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The head, the loss and the scores of a kind of task.
+class Objective(Protocol):
+    """What a kind of task asks of a model.
+
+    `loss` and `outputs` run on the device, for one run; their keyword arguments are those of the model's call.
+    `predictions` runs on the host, in float64.
 
     Attributes:
-      head: the head that the model needs.
-      loss: ``loss(model, batch, dropout_rate=, key=, options=)`` is a number.
-      outputs: ``outputs(model, batch, options=)``, ``[batch, ...]``, is what scoring keeps of each example.
-      scores: ``scores(outputs, labels)`` are the figures from all examples, in float64 on the host.
+      head: what `load_base` puts on the backbone.
+      fields: the fields of `Predictions` that `predictions` fills.
     """
 
-    head: Literal["classifier", "causal"]
-    loss: Callable[..., Array]
-    outputs: Callable[..., Array]
-    scores: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    head: ClassVar[Head]
+    fields: ClassVar[frozenset[str]]
+
+    def head_outputs(self, labels: Sequence[str]) -> int | None:
+        """Returns how many outputs the head has, given the task's label names; None if the checkpoint says so."""
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        """Returns the mean loss of a batch, which training minimises."""
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Any:
+        """Returns what scoring keeps of each example: an array, or a NamedTuple of arrays, ``[batch, ...]``."""
+
+    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."]) -> Predictions:
+        """Turns the outputs of all examples of a split, in order, into predictions."""
 
 
-def _logits(model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate=0.0, key: Key = None) -> Array:
-    return model(batch.tokens, batch.mask, dropout_rate=dropout_rate, key=key, options=options)
+class Classification:
+    """One class for each example: the cross-entropy of a linear head's logits."""
+
+    head: ClassVar[Head] = "classifier"
+    fields: ClassVar[frozenset[str]] = frozenset({"labels", "logits", "losses", "tokens", "correct"})
+
+    def head_outputs(self, labels: Sequence[str]) -> int:
+        return len(labels)
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        return losses.cross_entropy(
+            self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key), jnp.asarray(batch.labels)
+        ).mean()
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, "batch classes"]:
+        return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+
+    def predictions(
+        self, outputs: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
+    ) -> Predictions:
+        logits = np.asarray(outputs, np.float64)
+        return Predictions(
+            labels=labels,
+            logits=logits,
+            losses=cross_entropy(logits, labels),
+            tokens=np.ones(len(labels), int),
+            correct=correct(logits, labels),
+        )
 
 
-def _classify(model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate=0.0, key: Key = None) -> Array:
-    logits = _logits(model, batch, options=options, dropout_rate=dropout_rate, key=key)
-    return cross_entropy(logits, jnp.asarray(batch.labels)).mean()
+class Regression:
+    """One number for each example: the squared error of a linear head's single output."""
+
+    head: ClassVar[Head] = "classifier"
+    fields: ClassVar[frozenset[str]] = frozenset({"labels", "values"})
+
+    def head_outputs(self, labels: Sequence[str]) -> int:
+        return 1
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        targets = jnp.asarray(batch.labels)[:, None]
+        return losses.squared_error(
+            _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key), targets
+        ).mean()
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, " batch"]:
+        return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)[:, 0]
+
+    def predictions(
+        self, outputs: Float[np.ndarray, " examples"], labels: Float[np.ndarray, " examples"]
+    ) -> Predictions:
+        return Predictions(labels=labels, values=np.asarray(outputs, np.float64))
 
 
-def _token_losses(
-    model: Any, batch: Batch, options: ComputeOptions, dropout_rate=0.0, key: Key = None
-) -> tuple[Array, Array, Array]:
-    hidden = model.backbone(batch.tokens, batch.mask, dropout_rate=dropout_rate, key=key, options=options)
-    return token_cross_entropy(model.logits, hidden, jnp.asarray(batch.labels))
+class Likelihoods(NamedTuple):
+    """What a language model makes of each reference."""
+
+    losses: Float[Array, " batch"]  # summed over its labelled tokens
+    tokens: Int[Array, " batch"]  # how many of them there are
+    correct: Int[Array, " batch"]  # how many of those have the largest logit
 
 
-def _write(model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate=0.0, key: Key = None) -> Array:
-    # A mean over the batch's labelled tokens, not over its texts: long references weigh more, as they do elsewhere.
-    losses, tokens, _ = _token_losses(model, batch, options, dropout_rate, key)
-    return losses.sum() / tokens.sum()
+class Generation:
+    """A text for each example: the cross-entropy of its tokens under a causal language model."""
+
+    head: ClassVar[Head] = "causal"
+    fields: ClassVar[frozenset[str]] = frozenset({"losses", "tokens", "correct"})
+
+    def head_outputs(self, labels: Sequence[str]) -> None:
+        return None
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        # A mean over the batch's labelled tokens and not over its texts: long references weigh more, as is usual.
+        likelihoods = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+        return likelihoods.losses.sum() / likelihoods.tokens.sum()
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Likelihoods:
+        hidden = model.backbone(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key)
+        return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, jnp.asarray(batch.labels)))
+
+    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."]) -> Predictions:
+        return Predictions(
+            losses=np.asarray(outputs.losses, np.float64), tokens=outputs.tokens, correct=outputs.correct
+        )
 
 
-def _likelihoods(model: Any, batch: Batch, *, options: ComputeOptions) -> Array:
-    losses, *counts = _token_losses(model, batch, options)
-    return jnp.stack([losses, *(count.astype(losses.dtype) for count in counts)], axis=-1)
-
-
-OBJECTIVES = {
-    "classification": Objective("classifier", _classify, _logits, classification.scores),
-    "generation": Objective("causal", _write, _likelihoods, lambda rows, labels: language.token_scores(rows)),
+OBJECTIVES: dict[str, Objective] = {
+    "classification": Classification(),
+    "regression": Regression(),
+    "generation": Generation(),
 }
+
+
+def _head_outputs(
+    model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate, key: Key
+) -> Float[Array, "batch outputs"]:
+    # Only models that read token types accept them, and only their examples have any.
+    types = {} if batch.types is None else {"types": batch.types}
+    outputs: Array = model(batch.tokens, batch.mask, **types, options=options, dropout_rate=dropout_rate, key=key)
+    return outputs

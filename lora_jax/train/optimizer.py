@@ -16,19 +16,22 @@ ELEMENTWISE = {"adamw": True, "sgd": True, "lion": True, "adafactor": False}
 UNDECAYED = ("bias", "scale")
 
 
+Scalar = Array | np.ndarray
+
+
 class Hyper(NamedTuple):
     """One run's hyperparameters as arrays; in a pack each has a leading axis of runs."""
 
-    lr: Float[Array, ""]
-    b1: Float[Array, ""]
-    b2: Float[Array, ""]
-    eps: Float[Array, ""]
-    weight_decay: Float[Array, ""]
-    clip_norm: Float[Array, ""]
-    warmup: Int[Array, ""]  # steps
-    steps: Int[Array, ""]
-    dropout: Float[Array, ""]
-    seed: Int[Array, ""]
+    lr: Float[Scalar, ""]
+    b1: Float[Scalar, ""]
+    b2: Float[Scalar, ""]
+    eps: Float[Scalar, ""]
+    weight_decay: Float[Scalar, ""]
+    clip_norm: Float[Scalar, ""]
+    warmup: Int[Scalar, ""]  # steps
+    steps: Int[Scalar, ""]
+    dropout: Float[Scalar, ""]
+    seed: Int[Scalar, ""]
 
 
 def hyper_of(run: RunConfig, steps: int) -> Hyper:

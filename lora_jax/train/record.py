@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
+from lora_jax.config.point import Point
+from lora_jax.data.tasks import scoring_of
 from lora_jax.delta import count
 from lora_jax.methods import AdapterInit
 from lora_jax.records import Axes, Base, Data, Device, RunRecord, Summary, read_summary
 from lora_jax.tracking import Tracker, TrackingSession
-from lora_jax.config.point import Point
 from lora_jax.train.setup import Setup
 from lora_jax.train.step import StepMetrics
 
@@ -80,8 +81,8 @@ def run_record(setup: Setup, point: Point) -> RunRecord:
         base=Base(source=setup.base.source, fingerprint=setup.base.fingerprint, parameters=setup.base.parameters),
         data=Data(
             name=setup.task.name,
-            fingerprint=setup.task.fingerprint,
-            examples={split: len(examples) for split, examples in setup.task.splits.items()},
+            fingerprint=setup.data.fingerprint,
+            examples={split: len(examples) for split, examples in setup.data.splits.items()},
         ),
         commit=_commit(),
         command=shlex.join(["python", *sys.orig_argv[1:]]),  # what was typed: Hydra sees a few words more
@@ -95,7 +96,7 @@ def initial_summary(setup: Setup, point: Point, shapes: AdapterInit) -> Summary:
     Args:
       shapes: the shapes of what the run starts from.
     """
-    base, trainable = setup.base.parameters, shapes.trainable
+    base, trainable, scoring = setup.base.parameters, shapes.trainable, scoring_of(point.config.task)
     head = count({path: value for path, value in shapes.params.items() if path.startswith("head/")})
     return Summary(
         **dict(axes_of(point)),
@@ -106,8 +107,8 @@ def initial_summary(setup: Setup, point: Point, shapes: AdapterInit) -> Summary:
         head_parameters=head,
         base_parameters=base,
         trainable_share=trainable / base,
-        metric=setup.task.metric,
-        select=setup.task.select,
+        metric=scoring.metric,
+        select=scoring.select,
     )
 
 
@@ -123,7 +124,7 @@ def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
         "pool": run.model.pool,
         "dtype": run.dtype,
         "base_storage": run.base_storage,
-        "labels": list(setup.task.labels),
+        "labels": list(setup.data.labels),
         "run": run.model_dump(mode="json"),
     }
 

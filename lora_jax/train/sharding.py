@@ -1,11 +1,9 @@
 """Where arrays live. This is the only file that puts anything on a device; there is one device for now."""
 
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
-
-T = TypeVar("T")
 
 
 def put_parameter(path: str, array: np.ndarray) -> jax.Array:
@@ -16,11 +14,11 @@ def put_parameter(path: str, array: np.ndarray) -> jax.Array:
     return jax.device_put(array)
 
 
-def put_batch(batch: T) -> T:
+def put_batch(batch: Any) -> Any:
     """Puts a batch, or the prompts of one, on the device."""
     return jax.device_put(batch)
 
 
-def put_runs(tree: T) -> T:
+def put_runs(tree: Any) -> Any:
     """Puts what belongs to the runs of a pack, leaves ``[runs, ...]``, on the device."""
     return jax.device_put(tree)

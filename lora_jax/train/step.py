@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.config import RunConfig
 from lora_jax.data.batches import Batch
-from lora_jax.data.tasks import kind_of
+from lora_jax.data.tasks import find_task
 from lora_jax.delta import graft
 from lora_jax.methods import Method, method_of
 from lora_jax.models.options import ComputeOptions
@@ -29,7 +29,7 @@ class Program:
     """What is compiled in: the settings that the runs of a pack have in common."""
 
     method: Method
-    kind: str  # of the task
+    objective: str  # the task's
     optim: str
     schedule: str
     drops_out: bool
@@ -45,7 +45,7 @@ def program_of(run: RunConfig) -> Program:
     whole_stack = jax.default_backend() == "cpu" and run.model.remat == "none"
     return Program(
         method=method_of(run.method),
-        kind=kind_of(run.task.name),
+        objective=find_task(run.task.name).objective,
         optim=run.optim.name,
         schedule=run.optim.schedule,
         drops_out=run.drops_out,
@@ -96,15 +96,15 @@ def loss_of(
     """What a run minimises, at its `step`: dropout depends on that and on the run's seed alone."""
     key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.drops_out else None
     model = adapted(program, base, params, constants)
-    return OBJECTIVES[program.kind].loss(
+    return OBJECTIVES[program.objective].loss(
         model, batch, dropout_rate=hyper.dropout, key=key, options=compute_options(program)
     )
 
 
-def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Array:
-    """What scoring keeps of each example: ``[batch, labels]`` logits of a classifier (see train/objective.py)."""
+def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Any:
+    """Computes what scoring keeps of each example, ``[batch, ...]``: see train/objective.py."""
     model = adapted(program, base, params, constants)
-    return OBJECTIVES[program.kind].outputs(model, batch, options=compute_options(program))
+    return OBJECTIVES[program.objective].outputs(model, batch, options=compute_options(program))
 
 
 def train_step(

@@ -18,13 +18,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
-from lora_jax.data.images import read_preprocessing
 from lora_jax.delta import count, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES, masked
 from lora_jax.models.quantised import KINDS, quantisable, quantise
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.heads import Paths, as_tuple, check_head, fit
+from lora_jax.weights.preprocessing import read_preprocessing
 from lora_jax.weights.sources import gguf_in, resolve
 from lora_jax.weights.special import Special, read_special
 from lora_jax.weights.tensors import Tensor, tensors_of

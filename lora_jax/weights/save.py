@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from lora_jax.data.images import Preprocessing
 from lora_jax.delta import parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES, Family
@@ -20,6 +19,7 @@ from lora_jax.models.heads import Classifier, ImageClassifier, TokenClassifier
 from lora_jax.models.masked import MaskedLM
 from lora_jax.weights.heads import Paths, as_tuple
 from lora_jax.weights.load import NEW, Base
+from lora_jax.weights.preprocessing import Preprocessing
 
 # What the names of a family's classes in transformers begin with.
 CLASSES = {

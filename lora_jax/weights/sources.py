@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from lora_jax.cache import cache_folder
 from lora_jax.errors import UserError
 
 logger = logging.getLogger("lora_jax")
@@ -47,13 +48,6 @@ _PYPI = re.compile(
     re.ASCII,
 )
 _HF = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
-
-
-def cache_folder() -> Path:
-    """``$LORA_JAX_CACHE``, else ``$XDG_CACHE_HOME/lora_jax``, else ``~/.cache/lora_jax``; not created here."""
-    if named := os.environ.get("LORA_JAX_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lora_jax"
 
 
 def resolve(uri: str, *, cache: Path | None = None) -> Path:

@@ -48,7 +48,7 @@ def test_peft_sees_the_same_batches_and_starts_and_trains_as_we_do(tmp_path):
         losses.append(jax.device_get(metrics.loss))
     np.testing.assert_allclose(np.transpose(losses), theirs, rtol=2e-3)
     # Every test example is scored once.
-    assert sum(counts.sum() for counts in given.test_counts) == len(setup.encoded["test"])
+    assert sum(counts.sum() for counts in given.test_counts) == len(setup.tokens.encoded["test"])
 
 
 def test_a_report_holds_what_is_needed_to_repeat_it(tmp_path):

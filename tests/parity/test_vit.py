@@ -21,10 +21,10 @@ from parity.test_encoders import (
 )
 from PIL import Image
 
-from lora_jax.data.images import Preprocessing, read_preprocessing
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.weights.load import load_base
+from lora_jax.weights.preprocessing import Preprocessing, read_preprocessing
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

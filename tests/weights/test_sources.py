@@ -162,17 +162,6 @@ def test_a_local_folder(tmp_path, monkeypatch):
         sources.resolve("~/model")
 
 
-def test_cache_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    monkeypatch.delenv("LORA_JAX_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert sources.cache_folder() == Path("/home/somebody/.cache/lora_jax")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert sources.cache_folder() == Path("/xdg/lora_jax")
-    monkeypatch.setenv("LORA_JAX_CACHE", "~/here")
-    assert sources.cache_folder() == Path("/home/somebody/here")
-
-
 def test_the_hub_gives_a_folder_without_pickles(tmp_path):
     served = write(tmp_path / "served" / "tiny" / "bert")
     (served / "pytorch_model.bin").write_bytes(b"a pickle")

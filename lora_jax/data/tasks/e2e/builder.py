@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from lora_jax.errors import UserError
 
-# What the LoRA paper's own code calls the properties.
+# The names of properties in the LoRA paper's code, where they differ from the data's.
 NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 _PROPERTY = re.compile(r"([^\[\],]+)\[([^\]]*)\]")
 
@@ -19,7 +19,7 @@ class E2eNlg(tfds.core.GeneratorBasedBuilder):
     """Reads trainset.csv, devset.csv and testset_w_refs.csv in `folder`; the network is not used."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. (To find that out by itself, TFDS 4.9.10 imports a package that it does not depend on.)
+    # Nothing is downloaded. Without this, TFDS 4.9.10 imports a package that it does not depend on.
     url_infos: ClassVar[dict] = {}
 
     def __init__(self, *, folder: Path, data_dir: Path):
@@ -42,7 +42,7 @@ class E2eNlg(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self):
-        raise NotImplementedError("_split_generators gives the examples themselves")
+        raise NotImplementedError("_split_generators yields the examples itself")
 
     def _examples(self, name: str) -> Iterator[tuple[int, dict[str, str]]]:
         path = self.folder / name
@@ -56,6 +56,6 @@ class E2eNlg(tfds.core.GeneratorBasedBuilder):
 
 
 def prompt(mr: str) -> str:
-    """A meaning representation as the LoRA paper's code writes it: ``name : The Mill | Type : pub | price : cheap``."""
+    """Writes a meaning representation as the LoRA paper does: ``name : The Mill | Type : pub | price : cheap``."""
     pairs = ((name.strip(), value.strip()) for name, value in _PROPERTY.findall(mr))
     return " | ".join(f"{NAMES.get(name, name)} : {value}" for name, value in pairs)

@@ -16,9 +16,9 @@ from lora_jax.errors import UserError
 class Banking77(tfds.core.GeneratorBasedBuilder):
     """Reads train.csv, test.csv and categories.json in `folder`; the network is not used."""
 
-    # To be raised whenever the examples, the rule of the validation split included, change for the same raw files.
+    # Raise it whenever the same raw files give other examples or another validation split.
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. (To find that out by itself, TFDS 4.9.10 imports a package that it does not depend on.)
+    # Nothing is downloaded. Without this, TFDS 4.9.10 imports a package that it does not depend on.
     url_infos: ClassVar[dict] = {}
 
     def __init__(self, *, folder: Path, data_dir: Path):
@@ -47,22 +47,22 @@ class Banking77(tfds.core.GeneratorBasedBuilder):
         train = self._rows("train.csv")
         held_out = validation_texts(train)
         return {
-            "train": _examples(row for row in train if normal(row[0]) not in held_out),
-            "validation": _examples(row for row in train if normal(row[0]) in held_out),
+            "train": _examples(row for row in train if normalise(row[0]) not in held_out),
+            "validation": _examples(row for row in train if normalise(row[0]) in held_out),
             "test": _examples(self._rows("test.csv")),
         }
 
     def _generate_examples(self):
-        raise NotImplementedError("_split_generators gives the examples themselves")
+        raise NotImplementedError("_split_generators yields the examples itself")
 
     def _rows(self, name: str) -> list[tuple[str, str]]:
-        """(text, category) of every row of a CSV file; UserError at the first that is not one."""
-        path, known = self.folder / name, set(self.info.features["label"].names)
+        """Returns (text, category) of every row of a CSV file; UserError at the first row that lacks one."""
+        path, categories = self.folder / name, set(self.info.features["label"].names)
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             rows = []
             for row in reader:
-                if not row.get("text") or row.get("category") not in known:
+                if not row.get("text") or row.get("category") not in categories:
                     raise UserError(
                         f"task.data_dir: {path.absolute()}, line {reader.line_num}: {row}; expected a text and a "
                         f"category that categories.json lists"
@@ -71,16 +71,16 @@ class Banking77(tfds.core.GeneratorBasedBuilder):
         return rows
 
 
-def normal(text: str) -> str:
-    """Texts that differ in case and spacing only count as the same."""
+def normalise(text: str) -> str:
+    """Lower-cases a text and collapses its spaces, so that texts that differ in these alone count as the same."""
     return " ".join(text.lower().split())
 
 
 def validation_texts(rows: Iterable[tuple[str, str]]) -> set[str]:
-    """Which texts, as `normal` writes them, validate: in each category, the tenth (rounded) with the least SHA-256."""
+    """Returns the normalised texts of the validation split: of each category the tenth with the smallest SHA-256."""
     by_category = collections.defaultdict(set)
     for text, category in rows:
-        by_category[category].add(normal(text))
+        by_category[category].add(normalise(text))
     return {
         text
         for texts in by_category.values()

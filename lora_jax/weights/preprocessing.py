@@ -1,4 +1,4 @@
-"""Pictures to pixels as a model expects them: resized, rescaled and normalised as its preprocessor_config.json says."""
+"""Turns pictures into pixels: resized, rescaled and normalised as a model's preprocessor_config.json says."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from lora_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What ``transformers``' ViTImageProcessor does, for whole pictures: no cropping, no keeping of proportions.
+    """Does what ``transformers``' ViTImageProcessor does: it neither crops nor keeps proportions.
 
     `resample` is Pillow's number of a filter (2 is bilinear). None for `size` leaves pictures as large as they are;
     `scale` is 1 and `mean` 0 and `std` 1 where a step is left out.
@@ -28,7 +28,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __call__(self, images: Sequence[Image.Image]) -> Float32[np.ndarray, "batch height width 3"]:
-        """The pictures as one batch of RGB pixels, channels last."""
+        """Returns the pictures as one batch of RGB pixels, channels last."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         batch = []
         for image in images:
@@ -39,7 +39,7 @@ class Preprocessing:
         return np.stack(batch)
 
     def as_json(self) -> dict[str, Any]:
-        """What `read_preprocessing` reads this from."""
+        """Returns the content of preprocessor_config.json."""
         size = None if self.size is None else {"height": self.size[0], "width": self.size[1]}
         return {
             "image_processor_type": "ViTImageProcessor",
@@ -54,7 +54,7 @@ class Preprocessing:
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
-    """The preprocessing that ``preprocessor_config.json`` in `folder` describes.
+    """Reads the preprocessing that ``preprocessor_config.json`` in `folder` describes.
 
     Raises UserError for a file that is missing or malformed, and for a step that is not one of resizing to a fixed
     size, rescaling and normalising.

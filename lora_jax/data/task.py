@@ -1,0 +1,83 @@
+"""A task: what it asks of a model and how the answers are scored; and its data, once they are loaded."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lora_jax.config import TaskConfig
+from lora_jax.data.examples import Examples
+from lora_jax.errors import UserError
+from lora_jax.metrics import METRICS, Scoring
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """The loaded data of a task.
+
+    `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
+    ``test``.
+    """
+
+    labels: tuple[str, ...]
+    splits: Mapping[str, Examples]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over the label names and every split's texts, labels and second texts, in order."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for name, split in sorted(self.splits.items()):
+            content: list[Any] = [name, split.texts, np.asarray(split.labels).tolist()]
+            # Single texts hash as they did before there were pairs.
+            content += [] if split.pairs is None else [split.pairs]
+            digest.update(json.dumps(content).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task before any data is read.
+
+    Attributes:
+      name: the name that ``task.name`` takes.
+      objective: the loss and the head: a key of ``train.objective.OBJECTIVES``.
+      evaluators: what is computed from a trained run: keys of ``evaluation.EVALUATORS``.
+      metrics: the metrics that are recorded, in order: keys of ``metrics.METRICS``.
+      metric: the headline metric, on the test split.
+      select: the metric on the validation split that picks the best evaluation of a run.
+      load: reads the data, from a folder of raw files or, given None, from the task's default place.
+    """
+
+    name: str
+    objective: Literal["classification", "regression", "generation"]
+    evaluators: tuple[str, ...]
+    metrics: tuple[str, ...]
+    metric: str
+    select: str
+    load: Callable[[Path | None], TaskData]
+
+    def scoring(self, config: TaskConfig) -> Scoring:
+        """Returns the metrics of a run: the task's, unless `config` names others.
+
+        The headline metric and the selecting one are always among them.
+
+        Raises:
+          UserError: `config` names a metric that is not in METRICS.
+        """
+        for name in config.metrics or ():
+            _refuse_unknown(f"task.metrics={list(config.metrics or ())}: {name!r}", name)
+        if config.select is not None:
+            _refuse_unknown(f"task.select={config.select!r}:", config.select)
+        select = config.select or self.select
+        names = (*(self.metrics if config.metrics is None else config.metrics), self.metric, select)
+        return Scoring(tuple(dict.fromkeys(names)), self.metric, select)
+
+
+def _refuse_unknown(setting: str, name: str) -> None:
+    if name not in METRICS:
+        raise UserError(f"{setting} is not a metric; use {', '.join(METRICS)}")

@@ -1,0 +1,39 @@
+"""The registry of tasks.
+
+To add one: a folder here with a TFDS builder and a `Task`, a row in TASKS, and a file in ``conf/task/``. `banking77`
+is an example of a classification, `e2e` of a generation.
+"""
+
+from pathlib import Path
+
+from lora_jax.config import TaskConfig
+from lora_jax.data.task import Task, TaskData
+from lora_jax.data.tasks.banking77 import BANKING77
+from lora_jax.data.tasks.e2e import E2E
+from lora_jax.errors import UserError
+from lora_jax.metrics import Scoring
+
+TASKS: dict[str, Task] = {
+    "banking77": BANKING77,
+    "e2e": E2E,
+}
+
+
+def find_task(name: str) -> Task:
+    """Returns the task called `name`, of which nothing is loaded yet; UserError if there is none."""
+    if name not in TASKS:
+        raise UserError(f"task.name={name!r}: not a task; use {', '.join(sorted(TASKS))}")
+    return TASKS[name]
+
+
+def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
+    """Loads the data of the task called `name`, from `data_dir` or else from the task's default place.
+
+    Raises UserError if there is no such task, or `data_dir` does not hold its files.
+    """
+    return find_task(name).load(None if data_dir is None else Path(data_dir).expanduser())
+
+
+def scoring_of(config: TaskConfig) -> Scoring:
+    """Returns the metrics of a run with these settings; UserError for names that are not a task's or a metric's."""
+    return find_task(config.name).scoring(config)

@@ -1,0 +1,42 @@
+"""BANKING77 (Casanueva et al., arXiv 2003.04807): which of 77 intents a customer's question to a bank has."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.data.examples import Examples
+from lora_jax.data.prepared import SPLITS, open_builder
+from lora_jax.data.task import Task, TaskData
+
+FILES = ("train.csv", "test.csv", "categories.json")
+
+
+def load(data_dir: Path | None = None) -> TaskData:
+    """Reads the raw FILES in `data_dir`, or else those beside this module; UserError if they are not there."""
+
+    def make(folder: Path, prepared: Path) -> Any:
+        # Importing TFDS takes half a second, and preparing is rare.
+        from lora_jax.data.tasks.banking77.builder import Banking77
+
+        return Banking77(folder=folder, data_dir=prepared)
+
+    builder = open_builder(make, data_dir or Path(__file__).parent, FILES)
+    sources = builder.as_data_source()
+    splits = {}
+    for name, tfds_name in SPLITS.items():
+        rows = list(sources[tfds_name])
+        texts = [row["text"].decode() for row in rows]
+        splits[name] = Examples(texts, np.array([row["label"] for row in rows], np.int32))
+    return TaskData(tuple(builder.info.features["label"].names), splits)
+
+
+BANKING77 = Task(
+    name="banking77",
+    objective="classification",
+    evaluators=("scores",),
+    metrics=("accuracy", "loss"),
+    metric="accuracy",
+    select="accuracy",
+    load=load,
+)

@@ -1,0 +1,53 @@
+"""The registry of evaluators, and the check that they can compute the metrics of a run."""
+
+from lora_jax.config import RunConfig
+from lora_jax.data.encoding import TaskTokens
+from lora_jax.data.tasks import find_task, scoring_of
+from lora_jax.errors import UserError
+from lora_jax.evaluation.generation import GenerationEvaluator
+from lora_jax.evaluation.scores import ScoresEvaluator
+from lora_jax.metrics import METRICS
+from lora_jax.train.evaluator import Evaluator
+from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.step import Program
+from lora_jax.weights.load import Base
+
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "scores": ScoresEvaluator,
+    "generation": GenerationEvaluator,
+}
+
+
+def build_evaluators(program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> dict[str, Evaluator]:
+    """Builds the evaluators of a run's task for its pack, by name; UserError for settings that they refuse."""
+    return {name: EVALUATORS[name](program, base, run, tokens) for name in find_task(run.task.name).evaluators}
+
+
+def check_metrics(run: RunConfig) -> None:
+    """Refuses, before anything is loaded, metrics that the task's evaluators cannot compute.
+
+    Raises:
+      UserError: a name is not a metric's, a metric cannot be computed on the test split, or the selecting metric
+        cannot be computed on the validation split.
+    """
+    scoring = scoring_of(run.task)
+    for name in scoring.metrics:
+        if name != scoring.select and name not in (accepted := _available(run, "test")):
+            given = list(run.task.metrics or scoring.metrics)
+            raise UserError(_refusal(run, f"task.metrics={given}: {name!r}", "", accepted))
+    if scoring.select not in (accepted := _available(run, "valid")):
+        raise UserError(_refusal(run, f"task.select={scoring.select!r}:", " on the validation split", accepted))
+
+
+def _refusal(run: RunConfig, setting: str, where: str, accepted: list[str]) -> str:
+    return f"{setting} cannot be computed for task={run.task.name}{where}; use {', '.join(accepted)}"
+
+
+def _available(run: RunConfig, split: str) -> list[str]:
+    """Returns the names of the metrics that can be computed on a split."""
+    task = find_task(run.task.name)
+    evaluators = [EVALUATORS[name] for name in task.evaluators]
+    fields: frozenset[str] = frozenset().union(
+        *(kind.fields(OBJECTIVES[task.objective]) for kind in evaluators if split in kind.splits)
+    )
+    return [name for name, metric in METRICS.items() if metric.needs <= fields]

@@ -1,0 +1,69 @@
+"""Scores every example of a split: a classifier's logits, a regression's values, or the likelihood of references."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+
+from lora_jax.config import RunConfig
+from lora_jax.data.batches import EvalBatches
+from lora_jax.data.encoding import TaskTokens
+from lora_jax.data.tokens import Batch
+from lora_jax.metrics import Predictions
+from lora_jax.train.evaluator import Compiled
+from lora_jax.train.objective import OBJECTIVES, Objective
+from lora_jax.train.pack import of_length, packed_outputs
+from lora_jax.train.sharding import put_batch
+from lora_jax.train.step import Params, Program
+from lora_jax.weights.load import Base
+
+TITLES = {"valid": "validation", "test": "test"}
+
+
+class ScoresEvaluator:
+    """Computes the outputs of the task's objective for every example once."""
+
+    splits: ClassVar[tuple[str, ...]] = ("valid", "test")
+
+    def __init__(self, program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> None:
+        self._program, self._base = program, base
+        self._batches = {split: tokens.eval_batches(run, split) for split in self.splits}
+
+    @staticmethod
+    def fields(objective: Objective) -> frozenset[str]:
+        return objective.fields
+
+    def lower(self, params: Params, constants: Any) -> dict[Hashable, jax.stages.Lowered]:
+        outputs_of = packed_outputs(self._program)
+        # One program for each shape, whichever splits it occurs in.
+        shapes = {_key(shape): shape for batches in self._batches.values() for shape in _shapes(batches)}
+        return {key: outputs_of.lower(self._base.model, params, constants, shape) for key, shape in shapes.items()}
+
+    def describe(self, split: str, runs: int) -> str:
+        return f"scoring {len(self._batches[split].encoded)} {TITLES[split]} examples"
+
+    def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
+        batches = self._batches[split]
+        outputs = []
+        for i in range(len(batches)):
+            batch = batches[i].batch
+            # Nothing is fetched inside the loop, so the device never waits for the host.
+            outputs.append(compiled[_key(batch)](self._base.model, params, constants, put_batch(batch)))
+        rows = jax.tree.map(lambda *rows: batches.restore(rows, axis=1), *jax.device_get(outputs))
+        objective, runs = OBJECTIVES[self._program.objective], len(jax.tree.leaves(rows)[0])
+        return [
+            objective.predictions(jax.tree.map(lambda leaf: leaf[i], rows), batches.encoded.labels)  # noqa: B023
+            for i in range(runs)
+        ]
+
+    def save(self, folder: Path, predictions: Predictions) -> None:
+        """Writes nothing: the metrics say it all."""
+
+
+def _key(batch: Batch) -> Hashable:
+    return (*batch.tokens.shape, batch.types is not None)
+
+
+def _shapes(batches: EvalBatches) -> list[Batch]:
+    return [of_length(batches[0].batch, length, leading=1) for length in batches.lengths()]

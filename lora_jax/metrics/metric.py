@@ -1,0 +1,81 @@
+"""What a metric is, and what it is computed from."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """What was predicted of one split by one run. Each evaluator fills some fields; the others are None.
+
+    Attributes:
+      labels: the true class of each example (int), or the true value (float).
+      logits: of a classification.
+      values: the predicted numbers of a regression.
+      losses: negative log-likelihood in nats of each example, summed over its labelled tokens.
+      tokens: the number of labelled tokens of each example; 1 for a class.
+      correct: how many of those have the largest logit.
+      texts: what was generated for each prompt.
+      references: the texts that would have been right, at least one for each prompt.
+    """
+
+    labels: Shaped[np.ndarray, " examples"] | None = None
+    logits: Float[np.ndarray, "examples classes"] | None = None
+    values: Float[np.ndarray, " examples"] | None = None
+    losses: Float[np.ndarray, " examples"] | None = None
+    tokens: Int[np.ndarray, " examples"] | None = None
+    correct: Int[np.ndarray, " examples"] | Bool[np.ndarray, " examples"] | None = None
+    texts: Sequence[str] | None = None
+    references: Sequence[Sequence[str]] | None = None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of the fields that are filled."""
+        return frozenset(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+
+
+def combine(parts: Iterable[Predictions]) -> Predictions:
+    """Joins what several evaluators found on the same split; ValueError if two of them fill the same field."""
+    combined = Predictions()
+    for part in parts:
+        if both := combined.fields & part.fields:
+            raise ValueError(f"two evaluators fill {', '.join(sorted(both))}")
+        combined = dataclasses.replace(combined, **{name: getattr(part, name) for name in part.fields})
+    return combined
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that says how good predictions are.
+
+    Attributes:
+      name: its key in records, configuration and METRICS.
+      title: its name in text and figures.
+      higher_is_better: whether a larger number is a better one.
+      needs: the fields of `Predictions` that `compute` reads.
+      compute: the definition, in float64.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    needs: frozenset[str]
+    compute: Callable[[Predictions], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """The metrics of one run.
+
+    Attributes:
+      metrics: the names of those that are recorded, in order; the other two are among them.
+      metric: the headline metric, on the test split.
+      select: the metric on the validation split that picks the best evaluation.
+    """
+
+    metrics: tuple[str, ...]
+    metric: str
+    select: str
