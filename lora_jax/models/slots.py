@@ -16,7 +16,7 @@ class Slot(nnx.Module):
     (on the block's result). A slot has no parameters, so it changes neither parameter paths nor fingerprints.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.adapter: Any = nnx.data(None)
 
     def __call__(self, x: Float[Array, "batch seq d_model"], key: Key = None) -> Float[Array, "batch seq d_model"]:

@@ -111,7 +111,7 @@ def both(tmp_path_factory):
         command = [sys.executable, "-c", LOAD, models]
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    loaded = {name: found for name, *found in map(json.loads, done.stdout.splitlines())}
+    loaded = {name: results for name, *results in map(json.loads, done.stdout.splitlines())}
     return published, loaded
 
 

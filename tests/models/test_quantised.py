@@ -257,9 +257,9 @@ def test_packed_equals_alone_on_an_nf4_base(base, pack_of, configure):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), base)
         runs = [configure(**run, steps=100, batch=8, dtype="float64") for run in (RUNS[0], RUNS[3])]
-        found = compare(quantised(wide, "nf4"), pack_of, runs, QUICK)
-    print("\nfloat64, nf4 base:", *found, sep="\n")
-    assert max(value for run in found for value in run.values()) < 1e-9
+        differences = compare(quantised(wide, "nf4"), pack_of, runs, QUICK)
+    print("\nfloat64, nf4 base:", *differences, sep="\n")
+    assert max(value for run in differences for value in run.values()) < 1e-9
 
 
 # ---- from a checkpoint to a sweep
@@ -267,10 +267,10 @@ def test_packed_equals_alone_on_an_nf4_base(base, pack_of, configure):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loading_quantises_a_layer_at_a_time(tiny_model, kind, monkeypatch):
-    seen = []
-    monkeypatch.setattr(load, "quantise", lambda kernel, kind: seen.append(kernel.ndim) or quantise(kernel, kind))
+    dimensions = []
+    monkeypatch.setattr(load, "quantise", lambda kernel, kind: dimensions.append(kernel.ndim) or quantise(kernel, kind))
     loaded = load.load_base(str(tiny_model), "bert", labels=3, base=kind)
-    assert len(seen) == 2 * 6 and set(seen) == {2}
+    assert len(dimensions) == 2 * 6 and set(dimensions) == {2}
     whole = load.load_base(str(tiny_model), "bert", labels=3)
     assert loaded.parameters == whole.parameters and loaded.fingerprint != whole.fingerprint
     assert loaded.fingerprint == load.fingerprint(quantised(whole.model, kind))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ class Scale:
     """An adapter that multiplies its input by a factor. 1 is its neutral element."""
 
     factor: Array  # [layers]
+    neutral: ClassVar = (1.0, 1.0)
 
     def __call__(self, x, key):
         return x * self.factor
@@ -41,6 +44,7 @@ class Noise:
     """An adapter that adds noise to its input wherever it gets a key."""
 
     size: Array  # [layers]
+    neutral: ClassVar = (0.0, 0.0)
 
     def __call__(self, x, key):
         return x if key is None else x + self.size * jax.random.normal(key, x.shape, x.dtype)
@@ -62,12 +66,19 @@ class Prefix:
         return prepend(self.k, k), prepend(self.v, v), self.visible
 
 
-def with_adapter(model, path: str, value):
-    """Returns new module objects around the same arrays, with `value` at `path`."""
+def with_adapters(model, adapters: dict):
+    """Returns new module objects around the same arrays, with each adapter at its path."""
     model = jax.tree.map(lambda leaf: leaf, model)
-    *owners, name = path.split("/")
-    setattr(functools.reduce(getattr, owners, model), name, nnx.data(value))
+    for path, value in adapters.items():
+        *owners, name = path.split("/")
+        setattr(functools.reduce(getattr, owners, model), name, nnx.data(value))
     return model
+
+
+def with_slots(name: str, adapter=Scale, **values):
+    """Returns a model with an adapter in every slot, neutral where `values` has none: one program for all tests."""
+    adapters = {slot: adapter(jnp.asarray(values.get(slot, adapter.neutral), jnp.float32)) for slot in SLOTS}
+    return with_adapters(model_of(name), {f"backbone/layers/{slot}/adapter": x for slot, x in adapters.items()})
 
 
 def random_prefix(name: str, visible, length: int = LENGTH) -> Prefix:
@@ -80,12 +91,18 @@ def random_prefix(name: str, visible, length: int = LENGTH) -> Prefix:
 
 
 def with_prefix(name: str, prefix: Prefix):
-    return with_adapter(model_of(name), "backbone/layers/attn/prefix", prefix)
+    return with_adapters(model_of(name), {"backbone/layers/attn/prefix": prefix})
 
 
-def outputs(name: str, model, **kwargs):
+@functools.cache
+def forward(name: str):
+    """Returns ``(model, key) -> outputs``. With a key, dropout is on."""
     tokens, mask = inputs_of(name)
-    return np.asarray(meaningful(name, jax.jit(lambda model: model(tokens, mask, **kwargs))(model), mask))
+    return jax.jit(lambda model, key: model(tokens, mask, dropout_rate=0.3, key=key))
+
+
+def outputs(name: str, model, key=None):
+    return np.asarray(meaningful(name, forward(name)(model, key), inputs_of(name)[1]))
 
 
 @functools.cache
@@ -119,51 +136,45 @@ def test_empty_slots_have_no_parameters_and_add_no_operation(name, monkeypatch):
     assert str(jax.make_jaxpr(lambda model: model(*inputs))(model)) == program
 
 
-@pytest.mark.parametrize("slot", SLOTS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_neutral_adapter_changes_nothing(name, slot):
-    adapted = with_adapter(model_of(name), f"backbone/layers/{slot}/adapter", Scale(jnp.ones(2)))
-    np.testing.assert_allclose(outputs(name, adapted), base_outputs(name), rtol=1e-6, atol=1e-6)
+def test_a_neutral_adapter_changes_nothing(name):
+    np.testing.assert_allclose(outputs(name, with_slots(name)), base_outputs(name), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("slot, layer", [("after_attn", "attn/o"), ("after_mlp", "mlp/down")])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scaling_after_attention_or_mlp_equals_scaling_its_last_layer(name, slot, layer):
     factors = [0.5, -1.5]
-    adapted = with_adapter(model_of(name), f"backbone/layers/{slot}/adapter", Scale(jnp.array(factors)))
+    adapted = outputs(name, with_slots(name, **{slot: factors}))
     expected = scaled_parameters(model_of(name), (f"{layer}/kernel", f"{layer}/bias"), factors)
-    np.testing.assert_allclose(outputs(name, adapted), outputs(name, expected), rtol=1e-5, atol=1e-5)
-    assert_differ(outputs(name, adapted), base_outputs(name))
+    np.testing.assert_allclose(adapted, outputs(name, expected), rtol=1e-5, atol=1e-5)
+    assert_differ(adapted, base_outputs(name))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scaling_after_the_block_scales_its_result(name):
     """In a post-norm block that is the last norm's output. In others, -1 flips the sign before the final norm."""
     factors = [0.5, -1.5] if name in POST_NORM else [1.0, -1.0]
-    adapted = with_adapter(model_of(name), "backbone/layers/after_block/adapter", Scale(jnp.array(factors)))
+    adapted = outputs(name, with_slots(name, after_block=factors))
     if name in POST_NORM:
         expected = scaled_parameters(model_of(name), ("mlp_norm/scale", "mlp_norm/bias"), factors)
     else:
-        expected = graft(model_of(name), {})
-        scale = expected.backbone.norm.scale
-        offset = getattr(expected.backbone.norm, "offset", 0.0)
-        expected.backbone.norm.scale.set_value(-scale[...] - 2 * offset)
-    np.testing.assert_allclose(outputs(name, adapted), outputs(name, expected), rtol=1e-5, atol=1e-5)
-    assert_differ(outputs(name, adapted), base_outputs(name))
+        norm = model_of(name).backbone.norm
+        negated = -norm.scale[...] - 2 * getattr(norm, "offset", 0.0)  # of offset + scale
+        expected = graft(model_of(name), {"backbone/norm/scale": negated})
+    np.testing.assert_allclose(adapted, outputs(name, expected), rtol=1e-5, atol=1e-5)
+    assert_differ(adapted, base_outputs(name))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_slots_get_a_key_in_training_and_other_dropout_stays_the_same(name):
-    model, training = model_of(name), {"dropout_rate": 0.3, "key": jax.random.key(7)}
-    expected = outputs(name, model, **training)
-    noisy = {}
-    for slot in SLOTS:
-        path = f"backbone/layers/{slot}/adapter"
-        neutral = with_adapter(model, path, Scale(jnp.ones(2)))
-        np.testing.assert_allclose(outputs(name, neutral, **training), expected, rtol=1e-5, atol=1e-5)
-        noisy[slot] = with_adapter(model, path, Noise(jnp.ones(2)))
-        assert_differ(outputs(name, noisy[slot], **training), expected)
-    np.testing.assert_array_equal(outputs(name, noisy["after_mlp"]), base_outputs(name))
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt_neox", "llama", "gemma2"])
+def test_slots_get_keys_of_their_own_and_leave_other_dropout_as_it_is(name):
+    key = jax.random.key(7)
+    expected = outputs(name, model_of(name), key)
+    np.testing.assert_allclose(outputs(name, with_slots(name, Noise), key), expected, rtol=1e-5, atol=1e-5)
+    noisy = [outputs(name, with_slots(name, Noise, **{slot: [0.0, 1.0]}), key) for slot in SLOTS]
+    for one, other in itertools.combinations([expected, *noisy], 2):
+        assert_differ(one, other)
+    np.testing.assert_array_equal(outputs(name, with_slots(name, Noise, after_mlp=[1.0, 1.0])), base_outputs(name))
 
 
 @pytest.mark.parametrize("name", WITH_PREFIX)
