@@ -1,7 +1,7 @@
 """Optimizers and schedules whose hyperparameters are data: traced numbers, so that runs which differ in them share
 one compiled step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,39 +16,42 @@ ELEMENTWISE = {"adamw": True, "sgd": True, "lion": True, "adafactor": False}
 UNDECAYED = ("bias", "scale")
 
 
-Scalar = Array | np.ndarray
-
-
 class Hyper(NamedTuple):
     """One run's hyperparameters as arrays; in a pack each has a leading axis of runs."""
 
-    lr: Float[Scalar, ""]
-    b1: Float[Scalar, ""]
-    b2: Float[Scalar, ""]
-    eps: Float[Scalar, ""]
-    weight_decay: Float[Scalar, ""]
-    clip_norm: Float[Scalar, ""]
-    warmup: Int[Scalar, ""]  # steps
-    steps: Int[Scalar, ""]
-    dropout: Float[Scalar, ""]
-    seed: Int[Scalar, ""]
+    lr: Float[Array, ""]
+    b1: Float[Array, ""]
+    b2: Float[Array, ""]
+    eps: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+    clip_norm: Float[Array, ""]
+    warmup: Int[Array, ""]  # steps
+    steps: Int[Array, ""]
+    dropout: Float[Array, ""]
+    seed: Int[Array, ""]
 
 
 def hyper_of(run: RunConfig, steps: int) -> Hyper:
     """Returns the hyperparameters of `run`, on the host; `steps` is how long it trains."""
-    optim = run.optim
-    real, whole = jnp.zeros(()).dtype, np.int32
+    optim, dtype = run.optim, jnp.zeros(()).dtype
+
+    def real(value: float) -> Any:
+        return np.asarray(value, dtype)
+
+    def whole(value: int) -> Any:
+        return np.asarray(value, np.int32)
+
     return Hyper(
-        lr=np.asarray(run.lr, real),
-        b1=np.asarray(optim.b1, real),
-        b2=np.asarray(optim.b2, real),
-        eps=np.asarray(optim.eps, real),
-        weight_decay=np.asarray(optim.weight_decay, real),
-        clip_norm=np.asarray(optim.clip_norm, real),
-        warmup=np.asarray(round(optim.warmup * steps), whole),
-        steps=np.asarray(steps, whole),
-        dropout=np.asarray(run.dropout, real),
-        seed=np.asarray(run.seed, whole),
+        lr=real(run.lr),
+        b1=real(optim.b1),
+        b2=real(optim.b2),
+        eps=real(optim.eps),
+        weight_decay=real(optim.weight_decay),
+        clip_norm=real(optim.clip_norm),
+        warmup=whole(round(optim.warmup * steps)),
+        steps=whole(steps),
+        dropout=real(run.dropout),
+        seed=whole(run.seed),
     )
 
 
