@@ -14,8 +14,8 @@ def main() -> None:
         replays = [(folder, pack) for folder in parser.parse_args().folders for pack in replay(folder)]
     for folder, pack in replays:
         print(
-            f"{folder}, pack {pack.pack}: {len(pack.ended)} of {pack.runs} runs ended, {pack.saved:.0%} of steps saved"
-            f"; {pack.winner}, which won, {'among them' if pack.wrong else 'not among them'}"
+            f"{folder}, pack {pack.pack}: {len(pack.ended)} of {pack.runs} runs ended, {pack.saved:.0%} of steps "
+            f"saved; {pack.winner}, which won, {'among them' if pack.wrong else 'not among them'}"
         )
     wrong = sum(pack.wrong for _, pack in replays)
     print(f"the run that won would have been ended in {wrong} of {len(replays)} packs")

@@ -1,6 +1,7 @@
 """What a sink of records is. Files are no sink: they are always written, and first.
 
-A sink is one file beside this one with a session and a sink in it, and one row in SINKS.
+A sink is one file beside this one with a session and a sink in it, its settings in RunConfig and SinkSettings, and one
+row in SINKS (session.py).
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ class Sink(Protocol):
           run: the content of run.json.
           folder: the run's folder, where the sink may keep files of its own.
           group: the sweep.
-          run_id: 16 letters; a resumed run has the same as before.
+          run_id: 16 hexadecimal digits. A resumed run keeps its own.
         """
 
     def log(self, record: MetricsRecord) -> None:

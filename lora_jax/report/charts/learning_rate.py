@@ -17,7 +17,7 @@ def quality_by_lr(rows: list[Row]) -> Picture | None:
     if not several_lrs(rows):
         return None
     score = score_of(rows)
-    drawn = [configuration for configuration in score.known(configurations(rows)) if configuration.row.lr]
+    drawn = [configuration for configuration in score.scored(configurations(rows)) if configuration.row.lr]
     lines: dict[tuple[Any, ...], list[Configuration]] = {}
     for configuration in drawn:
         lines.setdefault(configuration.without_lr, []).append(configuration)

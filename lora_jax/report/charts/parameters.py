@@ -13,7 +13,7 @@ from lora_jax.report.tables import parameters
 
 def quality_by_parameters(rows: list[Row]) -> Picture | None:
     score = score_of(rows)
-    drawn = [configuration for configuration in score.known(at_best_lr(rows)) if configuration.row.trainable]
+    drawn = [configuration for configuration in score.scored(at_best_lr(rows)) if configuration.row.trainable]
     if len(drawn) < 2:
         return None
     figure = canvas(4.6)

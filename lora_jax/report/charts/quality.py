@@ -13,7 +13,7 @@ from lora_jax.report.rows import Row
 
 def quality(rows: list[Row]) -> Picture | None:
     score = score_of(rows)
-    drawn = score.known(at_best_lr(rows))
+    drawn = score.scored(at_best_lr(rows))
     if len(drawn) < 2:  # a single figure stands in the finding
         return None
     ranks = sorted({configuration.row.rank for configuration in drawn if configuration.row.rank is not None})

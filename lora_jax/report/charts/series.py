@@ -32,7 +32,7 @@ class Score:
     def means(self, line: Iterable[Configuration]) -> np.ndarray:
         return np.array([configuration.mean(self.of) for configuration in line], float)
 
-    def known(self, configurations: Iterable[Configuration]) -> list[Configuration]:
+    def scored(self, configurations: Iterable[Configuration]) -> list[Configuration]:
         """Returns those of `configurations` that have the figure."""
         return [configuration for configuration in configurations if configuration.mean(self.of) is not None]
 
