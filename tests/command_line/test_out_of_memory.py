@@ -26,7 +26,7 @@ MOMENTS = {  # the code, the step that its halves begin from, and what the log s
     "compiled": (NO_ROOM, 0, "its programs take"),
     "the first step": (FULL.format(name="_log", nth=1), 0, "RESOURCE_EXHAUSTED"),
     "a step after a checkpoint": (FULL.format(name="_log", nth=4), 2, "RESOURCE_EXHAUSTED"),
-    "the test is scored": (FULL.format(name="_score", nth=3), 6, "RESOURCE_EXHAUSTED"),
+    "the test is scored": (FULL.format(name="_predictions", nth=3), 6, "RESOURCE_EXHAUSTED"),
 }
 
 
