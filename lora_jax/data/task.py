@@ -70,7 +70,7 @@ class Task:
           UserError: `config` names a metric that is not in METRICS.
         """
         for name in config.metrics or ():
-            _refuse_unknown(f"task.metrics={list(config.metrics or ())}: {name!r}", name)
+            _refuse_unknown(f"task.metrics={list(config.metrics or ())}: {name!r} is", name)
         if config.select is not None:
             _refuse_unknown(f"task.select={config.select!r}:", config.select)
         select = config.select or self.select
@@ -80,4 +80,4 @@ class Task:
 
 def _refuse_unknown(setting: str, name: str) -> None:
     if name not in METRICS:
-        raise UserError(f"{setting} is not a metric; use {', '.join(METRICS)}")
+        raise UserError(f"{setting} not a metric; use {', '.join(METRICS)}")

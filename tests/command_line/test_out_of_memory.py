@@ -35,11 +35,7 @@ MOMENTS = {  # the code, the step that its halves begin from, and what the log s
     "compiled": (NO_ROOM, 0, "its programs take"),
     "the first step": (full_at_step(1), 0, "RESOURCE_EXHAUSTED"),
     "a step after a checkpoint": (full_at_step(4), 2, "RESOURCE_EXHAUSTED"),
-    "the test is scored": (
-        FULL.format(module="lora_jax.sweep.finish", owner="", name="test_scores", nth=1),
-        6,
-        "RESOURCE_EXHAUSTED",
-    ),
+    "the test is scored": (TEST_SCORED, 6, "RESOURCE_EXHAUSTED"),
 }
 
 

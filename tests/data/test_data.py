@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from lora_jax.data.batches import Buckets, EvalBatches, TrainBatches, prefetch, used_per_bucket
 from lora_jax.data.examples import Examples
 from lora_jax.data.prepared import open_builder
+from lora_jax.data.task import TaskData
 from lora_jax.data.tasks import banking77, load_task
 from lora_jax.data.tokens import Encoded, tokenize
 from lora_jax.errors import UserError
@@ -171,6 +172,40 @@ def test_a_process_that_prepares_last_uses_the_copy_that_is_there(cache, raw):
     assert builder.as_data_source("test")[0]["text"] == b"Why?"
 
 
+# ---- examples
+
+
+def test_examples_of_pairs_and_of_numbers_are_taken_by_row():
+    examples = Examples(["a", "b", "c"], np.array([0.5, 1.5, 2.5], np.float32), ["d", "e", "f"])
+    taken = examples.take([2, 0])
+    assert (taken.texts, taken.pairs, taken.labels.tolist()) == (["c", "a"], ["f", "d"], [2.5, 0.5])
+    assert taken.labels.dtype == np.float32
+
+
+def test_examples_that_do_not_fit_together_are_refused():
+    labels = np.zeros(2, np.int32)
+    with pytest.raises(ValueError, match=r"1 texts, but labels of shape \(2,\)"):
+        Examples(["a"], labels)
+    with pytest.raises(ValueError, match="2 texts, but 1 second texts"):
+        Examples(["a", "b"], labels, ["c"])
+    with pytest.raises(ValueError, match="labels of float64: must be int32, float32"):
+        Examples(["a", "b"], np.zeros(2))
+
+
+def test_fingerprints_tell_second_texts_and_numbers_apart():
+    def fingerprint(labels, pairs=None):
+        return TaskData((), {"train": Examples(["a", "b"], labels, pairs)}).fingerprint
+
+    numbers = np.array([0.25, 1], np.float32)
+    different = {
+        fingerprint(np.array([0, 1], np.int32)),
+        fingerprint(numbers),
+        fingerprint(numbers, ["c", "d"]),
+        fingerprint(numbers, ["c", "e"]),
+    }
+    assert len(different) == 4
+
+
 # ---- tokens
 
 
@@ -206,7 +241,52 @@ def test_tokenize_refuses_what_leaves_nothing(tokenizer):
         tokenize(Examples(["a", " "], np.zeros(2, np.int32)), plain, 5)
 
 
+@pytest.fixture(scope="module")
+def pair_tokenizer(tokenizer):
+    """The second text of a pair has the token type 1, as BERT's tokenizer has it."""
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return made
+
+
+def test_pairs_are_tokenised_as_one_sequence_whose_longer_text_is_cut(pair_tokenizer):
+    pairs = Examples(["a b", "a b c d e"], np.array([0.5, 2], np.float32), ["c", "f"])
+    encoded = tokenize(pairs, pair_tokenizer, 7, types=True)
+    assert [encoded[i].tolist() for i in range(2)] == [[1, 3, 4, 2, 5, 2], [1, 3, 4, 5, 2, 8, 2]]
+    assert encoded.types.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1]
+    assert encoded.labels.dtype == np.float32
+    batch = encoded.padded(np.array([[1], [0]]), 8, 9)
+    assert batch.types.tolist() == [[[0, 0, 0, 0, 0, 1, 1, 0]], [[0, 0, 0, 0, 1, 1, 0, 0]]]
+    assert batch.types.dtype == np.int32 and batch.labels.tolist() == [[2], [0.5]]
+
+
+def test_types_are_left_out_where_they_say_nothing(tokenizer, pair_tokenizer):
+    pairs = Examples(["a"], np.zeros(1, np.int32), ["b"])
+    assert tokenize(pairs, pair_tokenizer, 8).types is None
+    assert tokenize(Examples(["a"], np.zeros(1, np.int32)), pair_tokenizer, 8, types=True).types is None
+    one_type = Tokenizer.from_str(tokenizer.to_str())
+    one_type.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:0 [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    assert tokenize(pairs, one_type, 8, types=True).types is None
+    with pytest.raises(UserError, match="max_length=3: the tokenizer adds 3 special tokens"):
+        tokenize(pairs, pair_tokenizer, 3)
+
+
 # ---- batches
+
+
+def test_types_and_numbers_are_batched_with_their_tokens(pair_tokenizer):
+    texts = [" ".join("abcdefghij"[: 1 + i]) for i in range(8)]
+    labels = np.arange(8, dtype=np.float32) / 2
+    encoded = tokenize(Examples(texts, labels, ["a b"] * 8), pair_tokenizer, 16, types=True)
+    drawn = TrainBatches(encoded, batch=4, buckets=(8, 16), seeds=(0, 1))[0]
+    assert drawn.types.shape == drawn.tokens.shape and drawn.labels.dtype == np.float32
+    assert (drawn.types.sum(-1) == 3).all()  # a, b and the [SEP] after them
+    last = EvalBatches(encoded, batch=5, buckets=(16,))[1]
+    assert last.batch.types.sum(-1).tolist() == [3, 3, 3, 0, 0] and last.batch.labels.tolist() == [2.5, 3, 3.5, 0, 0]
 
 
 def encoded_of(lengths, max_length=64):
@@ -298,8 +378,8 @@ def test_an_example_waits_at_most_one_batch_beyond_its_bucket():
     batches = TrainBatches(encoded, batch=32, buckets=(16, 32, 64), seeds=(0,))
     moved = defaultdict(int)
     for b in epoch_of(batches, 0):
-        own = np.array((16, 32, 64))[Buckets((16, 32, 64)).of(encoded)[b.labels[0] - 1]]
-        for length in own[own < b.tokens.shape[-1]].tolist():
+        lengths = np.array((16, 32, 64))[Buckets((16, 32, 64)).of(encoded)[b.labels[0] - 1]]
+        for length in lengths[lengths < b.tokens.shape[-1]].tolist():
             moved[length] += 1
     assert all(count < 32 for count in moved.values())
 
