@@ -37,7 +37,8 @@ class LowRank(Padded):
             dropped = x
         else:
             dropped = dropout(x, self.dropout, key)
-        return product(x, kernel) + checkpoint_name(dropped @ a, "thin") @ b
+        thin: Array = checkpoint_name(dropped @ a, "thin")  # type: ignore[no-untyped-call]
+        return product(x, kernel) + thin @ b
 
     def lookup(self, index: Int[Array, "..."], dtype: DTypeLike) -> Float[Array, "... d_out"]:
         """Computes what the pair adds to rows of an embedding table: rows of A times B. As in PEFT, without dropout."""

@@ -31,38 +31,36 @@ class Padded:
     @property
     def size(self) -> int | None:
         """Returns the length of the padded axes, or None for a kind that has none."""
-        return next((value.shape[axis] for value, axis in self._padded()), None)
+        for field in self._fields():
+            array = getattr(self, field.name)
+            if "padded_axis" in field.metadata and array is not None:
+                return int(array.shape[field.metadata["padded_axis"]])
+        return None
 
     def resize(self, size: int) -> Self:
         """Returns a copy with every padded axis zero-padded, or cut, to `size`."""
-        return dataclasses.replace(
-            self,
-            **{
-                field.name: _resize(value, field.metadata["padded_axis"], size)
-                for field in dataclasses.fields(self)  # type: ignore[arg-type]
-                if "padded_axis" in field.metadata and (value := getattr(self, field.name)) is not None
-            },
-        )  # type: ignore[type-var]
+        axes = {
+            field.name: field.metadata["padded_axis"] for field in self._fields() if "padded_axis" in field.metadata
+        }
+        arrays = {name: array for name in axes if (array := getattr(self, name)) is not None}
+        return self._replace({name: _resize(array, axes[name], size) for name, array in arrays.items()})
 
     def neutral(self) -> Self:
         """Returns what stands for this in a run that does not use it: it changes nothing, and does not train."""
-        return jax.tree.map(jnp.zeros_like, self)
+        neutral: Self = jax.tree.map(jnp.zeros_like, self)
+        return neutral
 
     def complete(self, example: Self) -> Self:
         """Returns a copy whose optional fields that are None, and not None in `example`, are zeros."""
-        return dataclasses.replace(
-            self,
-            **{
-                field.name: jnp.zeros_like(other)
-                for field in dataclasses.fields(self)  # type: ignore[arg-type]
-                if getattr(self, field.name) is None and (other := getattr(example, field.name)) is not None
-            },
-        )  # type: ignore[type-var]
+        missing = [field.name for field in self._fields() if getattr(self, field.name) is None]
+        examples = {name: array for name in missing if (array := getattr(example, name)) is not None}
+        return self._replace({name: jnp.zeros_like(array) for name, array in examples.items()})
 
-    def _padded(self) -> list[tuple[Array, int]]:
-        fields = [field for field in dataclasses.fields(self) if "padded_axis" in field.metadata]  # type: ignore[arg-type]
-        pairs = [(getattr(self, field.name), field.metadata["padded_axis"]) for field in fields]
-        return [(value, axis) for value, axis in pairs if value is not None]
+    def _fields(self) -> tuple[dataclasses.Field[Any], ...]:
+        return dataclasses.fields(self)  # type: ignore[arg-type]  # `adapter` makes every subclass a dataclass
+
+    def _replace(self, changes: dict[str, Array]) -> Self:
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 def _resize(array: Array, axis: int, size: int) -> Array:
