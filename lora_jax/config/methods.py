@@ -51,4 +51,14 @@ class FullSettings(MethodSettings):
     name: Literal["full"]
 
 
-METHOD_SETTINGS = Annotated[LoraSettings | FullSettings, Field(discriminator="name")]
+class BitFitSettings(MethodSettings):
+    """BitFit (arXiv 2106.10199): biases alone train."""
+
+    title: ClassVar[str] = "BitFit"
+    reads: ClassVar[frozenset[str]] = frozenset({"targets"})
+
+    name: Literal["bitfit"]
+    norms: bool = data(True, description="whether the biases of layer norms train too")
+
+
+METHOD_SETTINGS = Annotated[LoraSettings | FullSettings | BitFitSettings, Field(discriminator="name")]

@@ -8,12 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from lora_jax.config import MethodSettings
+from lora_jax.methods.bitfit import BitFit
 from lora_jax.methods.full import Full
 from lora_jax.methods.lora import Lora
 from lora_jax.methods.method import AdapterInit, Method, key_of
 
 # From a method's settings to the method.
-METHODS: dict[str, Callable[[Any], Method]] = {"lora": Lora.from_settings, "full": Full.from_settings}
+METHODS: dict[str, Callable[[Any], Method]] = {
+    "lora": Lora.from_settings,
+    "full": Full.from_settings,
+    "bitfit": BitFit.from_settings,
+}
 
 
 def method_of(settings: MethodSettings) -> Method:

@@ -1,0 +1,80 @@
+"""BitFit: which biases train, how many, and that runs with different targets share a pack."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.families import model_of
+from train.test_pack import QUICK, compiled
+
+from lora_jax.delta import graft, merge, parameters
+from lora_jax.errors import UserError
+from lora_jax.methods.bitfit import BitFit
+
+STEPS = 50
+RUNS = [
+    {"targets": "all", "lr": 1e-2, "seed": 3},
+    {"targets": "qv@0:2", "lr": 3e-3, "seed": 1, "optim__weight_decay": 0.3},
+    {"targets": "mlp@1:", "lr": 5e-3, "seed": 2, "method__norms": False, "optim__clip_norm": 0.1},
+]
+HEAD = 32 * 7 + 7
+NORMS = 32 + 3 * 2 * 32  # of the embedding, and two a layer
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"targets": "all"}, 3 * (4 * 32 + 48 + 32) + NORMS),
+        ({"targets": "qv@0:2"}, 2 * 2 * 32 + NORMS),
+        ({"targets": "mlp@1:", "method__norms": False}, 2 * (48 + 32)),
+    ],
+)
+def test_as_many_biases_train_as_the_targets_have(base, configure, settings, expected):
+    run = configure("bitfit", **settings)
+    assert BitFit().init(base, run).trainable == expected + HEAD
+    shapes = jax.eval_shape(lambda: BitFit().init(base, run))
+    assert shapes.trainable == expected + HEAD
+
+
+def test_at_the_start_the_model_is_the_base_with_a_fresh_head(base, configure):
+    start = BitFit().init(base, configure("bitfit", targets="qv@0:2"))
+    model = graft(base, BitFit().materialise(start.params, start.constants))
+    for path, value in parameters(base).items():
+        if not path.startswith("head/"):
+            np.testing.assert_array_equal(parameters(model)[path], value, err_msg=path)
+
+
+def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure):
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), base)
+        runs = [configure("bitfit", **run, steps=STEPS, batch=8, dtype="float64") for run in RUNS]
+        together = pack_of(wide, runs)
+        together.train(wide, STEPS, compiled(together, wide, QUICK))
+        for i, run in enumerate(runs):
+            alone = pack_of(wide, [run])
+            alone.train(wide, STEPS, compiled(alone, wide, QUICK))
+            np.testing.assert_allclose(together.metrics.loss[:, i], alone.metrics.loss[:, 0], rtol=1e-9)
+            packed, single = together.materialised(i), alone.materialised(0)
+            assert packed.keys() == single.keys()
+            for path, bias in single.items():
+                np.testing.assert_allclose(packed[path].value, bias.value, rtol=1e-9, atol=1e-12, err_msg=path)
+            models = [parameters(graft(wide, delta)) for delta in (packed, single)]
+            assert any(np.abs(models[1][path] - parameters(wide)[path]).max() > 1e-3 for path in single)
+            for path, constant in BitFit().init(wide, run).constants.items():
+                if constant.active.ndim:  # layers that do not train keep the base's bias
+                    frozen = ~constant.active
+                    np.testing.assert_array_equal(models[0][path][frozen], parameters(wide)[path][frozen], err_msg=path)
+
+
+def test_merged_is_grafted(base, configure):
+    start = BitFit().init(base, configure("bitfit", targets="qv@0:2"))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, start.params)
+    delta = BitFit().materialise(params, start.constants)
+    grafted, merged = parameters(graft(base, delta)), parameters(merge(base, delta))
+    for path, value in grafted.items():
+        np.testing.assert_array_equal(merged[path], value, err_msg=path)
+
+
+def test_a_model_without_biases_is_refused(configure):
+    with pytest.raises(UserError, match="none of them has a bias to train in this model"):
+        BitFit().validate(model_of("llama"), configure("bitfit"))
