@@ -1,8 +1,6 @@
 """The TFDS builder of BANKING77. Its description is README.md, which TFDS finds beside this file."""
 
-import collections
 import csv
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from lora_jax.data.held_out import normalise, validation_texts
 from lora_jax.errors import UserError
 
 
@@ -69,23 +68,6 @@ class Banking77(tfds.core.GeneratorBasedBuilder):
                     )
                 rows.append((row["text"], row["category"]))
         return rows
-
-
-def normalise(text: str) -> str:
-    """Lower-cases a text and collapses its spaces, so that texts that differ in these alone count as the same."""
-    return " ".join(text.lower().split())
-
-
-def validation_texts(rows: Iterable[tuple[str, str]]) -> set[str]:
-    """Returns the normalised texts of the validation split: of each category the tenth with the smallest SHA-256."""
-    by_category = collections.defaultdict(set)
-    for text, category in rows:
-        by_category[category].add(normalise(text))
-    return {
-        text
-        for texts in by_category.values()
-        for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[: (len(texts) + 5) // 10]
-    }
 
 
 def _examples(rows: Iterable[tuple[str, str]]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -1,0 +1,22 @@
+"""A validation split for data sets that have none: cut from the training texts by a rule that depends on them alone."""
+
+import collections
+import hashlib
+from collections.abc import Iterable
+
+
+def normalise(text: str) -> str:
+    """Lower-cases a text and collapses its spaces, so that texts that differ in these alone count as the same."""
+    return " ".join(text.lower().split())
+
+
+def validation_texts(rows: Iterable[tuple[str, str]]) -> set[str]:
+    """Returns the normalised texts of the validation split: of each label the tenth with the smallest SHA-256."""
+    by_label = collections.defaultdict(set)
+    for text, label in rows:
+        by_label[label].add(normalise(text))
+    return {
+        text
+        for texts in by_label.values()
+        for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[: (len(texts) + 5) // 10]
+    }
