@@ -16,6 +16,7 @@ _ROWS = (
     Metric("loss", "loss", False, frozenset({"losses", "tokens"}), language.loss),
     Metric("perplexity", "perplexity", False, frozenset({"losses", "tokens"}), language.perplexity),
     Metric("token_accuracy", "token accuracy", True, frozenset({"correct", "tokens"}), language.token_accuracy),
+    Metric("f1", "F1", True, frozenset({"labels", "logits"}), classification.f1),
     Metric("matthews", "Matthews correlation", True, frozenset({"labels", "logits"}), classification.matthews),
     Metric(
         "mean_squared_error",

@@ -31,6 +31,24 @@ def matthews(predictions: Predictions) -> float:
     return float(covariance / np.sqrt(variances)) if variances > 0 else 0.0
 
 
+def f1(predictions: Predictions) -> float:
+    """Returns the F1 score: the harmonic mean of precision and recall, 2·TP / (2·TP + FP + FN).
+
+    For two classes it is that of class 1, as GLUE scores MRPC and QQP. For more it is macro-averaged: the mean over the
+    classes that occur among labels or predictions (scikit-learn's ``average="binary"`` and ``"macro"``). It is 0 where
+    nothing is right. A row of logits with a NaN predicts no class.
+    """
+    logits, labels = logits_and_labels(predictions)
+    predicted = np.where(np.isnan(logits).any(-1), -1, logits.argmax(-1))
+    classes = [1] if logits.shape[-1] == 2 else sorted(set(labels.tolist()) | set(predicted[predicted >= 0].tolist()))
+    scores = []
+    for label in classes:
+        hits = int(((predicted == label) & (labels == label)).sum())
+        total = int((predicted == label).sum()) + int((labels == label).sum())
+        scores.append(2 * hits / total if total else 0.0)
+    return float(np.mean(scores))
+
+
 def correct(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
 ) -> Bool[np.ndarray, " examples"]:

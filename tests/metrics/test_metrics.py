@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_jax.metrics import METRICS, Predictions, better, combine, lower_is_better, score
-from lora_jax.metrics.classification import accuracy, correct, cross_entropy, matthews
+from lora_jax.metrics.classification import accuracy, correct, cross_entropy, f1, matthews
 from lora_jax.metrics.language import bleu, loss, perplexity, token_accuracy
 from lora_jax.metrics.regression import mean_squared_error
 
@@ -28,6 +28,20 @@ def generated(texts, references):
 def test_accuracy_is_the_share_of_largest_logits():
     logits = np.array([[3.0, 1, 2], [3.0, 1, 2], [0.0, 1, 2]])
     assert accuracy(Predictions(labels=LABELS, logits=logits)) == 2 / 3
+
+
+def test_f1_of_two_classes_is_that_of_class_1():
+    # 2 of 4 predictions of class 1 are right, and 2 of its 3 labels are found: 2·2 / (4 + 3).
+    assert f1(classified([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0], 2)) == pytest.approx(4 / 7)
+    assert f1(classified([0, 0, 1], [0, 0, 0], 2)) == 0.0  # class 1 is never predicted
+
+
+def test_f1_of_more_classes_is_the_mean_over_those_that_occur():
+    predictions = classified([0, 0, 1, 2], [0, 1, 1, 1], 5)
+    assert f1(predictions) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)  # classes 3 and 4 do not occur
+    assert score(predictions, ["f1"]) == {"f1": f1(predictions)}
+    broken = Predictions(labels=np.array([0, 1]), logits=np.array([[np.nan, 1.0], [0.0, 1.0]]))
+    assert f1(broken) == 1.0
 
 
 def test_cross_entropy_is_that_of_its_definition():
