@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from lora_jax.errors import UserError
 
 _NO_GROUP_VALUE = re.compile(
-    r"Could not find '(?P<group>.+)/(?P<value>[^/]+)'\s+Available options in '.*':\s+(?P<rest>.*)", re.S
+    r"Could not find '(?P<group>.+)/(?P<value>[^/]+)'\s+Available options in '[^']*':\s+(?P<options>(?:\t[^\n]+\n?)+)"
 )
 _NO_KEY = re.compile(r"Key '(?P<key>[^']+)' is not in struct\s+full_key: (?P<path>\S+)", re.S)
 
@@ -26,14 +26,20 @@ def exit_on_user_error() -> Iterator[None]:
 
 def explain_hydra(error: Exception, settings: list[str]) -> str:
     """Returns what Hydra refused as one line; `settings` are the keys that there are, ``task.buckets``."""
+    from hydra.errors import OverrideParseException
+
     text = "\n".join(str(part) for part in (error, error.__cause__) if part is not None)
     if match := _NO_GROUP_VALUE.search(text):
-        options = ", ".join(match["rest"].split())
+        options = ", ".join(match["options"].split())
         return f"{match['group']}={match['value']}: must be one of {options}"
     if match := _NO_KEY.search(text):
         path = match["path"]
         siblings = [key for key in settings if key.rpartition(".")[0] == path.rpartition(".")[0]]
         close = get_close_matches(path, settings, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{path}: no such setting{hint} There are {', '.join(siblings)}".replace("? There", "? There")
+        return f"{path}: no such setting{hint or '.'} There are {', '.join(siblings)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: is not an override that Hydra can read: {' '.join(str(error).splitlines()[0].split())}"
+        )
     return " ".join(text.split())
