@@ -23,7 +23,7 @@ def test_the_python_of_readme_runs(tiny_model, tmp_path, monkeypatch, capsys):
     small = f'"model.source={tiny_model}", "task.buckets=[16]", "batch=8", "steps=2"'
     names: dict = {}
     exec(code.replace('"steps=20"', small).replace("(2, 8, 32)", "(2, 8, 16)"), names)
-    assert names["logits"].shape == (8, 77) and names["merged"].backbone.layers.attn.q.lora is None
+    assert names["logits"].shape == (8, 77) and names["merged"].backbone.layers.attn.q.adapter is None
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if re.match(r"\d+ 0\.", line)] == [
         "2",
         "8",
