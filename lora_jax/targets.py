@@ -165,7 +165,7 @@ def _select_among_targets(all_sites, chosen, expression, key):
     common = {path: layers & chosen[path] for path, layers in selected.items() if path in chosen}
     common = {path: layers for path, layers in common.items() if layers.any()}
     if not common:
-        raise UserError(f"{key}: {expression!r} meets none of the targets: {', '.join(chosen)}")
+        raise UserError(f"{key}: {expression!r} matches none of the targets {', '.join(chosen)}")
     return common
 
 
@@ -181,7 +181,9 @@ def _regex(pattern: str, key: str, expression: str) -> re.Pattern:
     if pattern in GROUPS:
         return re.compile(GROUPS[pattern])
     if not pattern.startswith("re:"):
-        raise UserError(f"{key}={expression!r}: {pattern!r} is no group; use {', '.join(GROUPS)}, or re:<regex>")
+        raise UserError(
+            f"{key}={expression!r}: {pattern!r} is not a target group; use {', '.join(GROUPS)} or re:<regex>"
+        )
     try:
         return re.compile(pattern.removeprefix("re:"))
     except re.error as error:

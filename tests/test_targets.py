@@ -110,10 +110,11 @@ def test_all_excludes_embeddings_and_embed_or_patch_selects_them(name):
     [
         (
             "query",
-            r"targets='query': 'query' is no group; use q, k, v, o, qv, qkvo, mlp, all, embed, patch, or re:<regex>",
+            r"targets='query': 'query' is not a target group; "
+            r"use q, k, v, o, qv, qkvo, mlp, all, embed, patch or re:<regex>",
         ),
-        ("q+", r"targets='q\+': '' is no group"),
-        ("Q", r"'Q' is no group"),
+        ("q+", r"targets='q\+': '' is not a target group"),
+        ("Q", r"'Q' is not a target group"),
         (
             "re:c_attn",
             r"'re:c_attn' matches nothing; this model has backbone/embed/position, .*attn/k \(6 layers\), .*pooler$",
@@ -161,10 +162,10 @@ def test_patterns_change_some_ranks_and_alphas_and_the_last_match_wins():
 @pytest.mark.parametrize(
     "patterns, message",
     [
-        (({"v": 4}, None), r"method.rank_pattern: 'v' meets none of the targets: backbone/layers/attn/q"),
-        (({"q@3:": 4}, None), r"method.rank_pattern: 'q@3:' meets none of the targets"),
-        (({"queri": 4}, None), r"method.rank_pattern='queri': 'queri' is no group"),
-        ((None, {"mlp": 4.0}), r"method.alpha_pattern: 'mlp' meets none of the targets"),
+        (({"v": 4}, None), r"method.rank_pattern: 'v' matches none of the targets backbone/layers/attn/q"),
+        (({"q@3:": 4}, None), r"method.rank_pattern: 'q@3:' matches none of the targets"),
+        (({"queri": 4}, None), r"method.rank_pattern='queri': 'queri' is not a target group"),
+        ((None, {"mlp": 4.0}), r"method.alpha_pattern: 'mlp' matches none of the targets"),
         ((None, {"re:x": 4.0}), r"method.alpha_pattern='re:x': 're:x' matches nothing; this model has"),
     ],
 )

@@ -54,6 +54,6 @@ def run(task: Callable[[Any], float], *, kind: str, results: Path) -> NoReturn:
                 raise
             raise UserError(explain_hydra(error, setting_names(kind))) from None
         except KeyboardInterrupt:
-            resume = f"; go on with it by resume={folder}" if folder is not None and folder.exists() else ""
-            print(f"stopped{resume}", file=sys.stderr)
+            resume = f"; continue with resume={folder}" if folder is not None and folder.exists() else ""
+            print(f"interrupted{resume}", file=sys.stderr)
             sys.exit(130)

@@ -60,7 +60,7 @@ def arguments(given: Sequence[str], *, kind: str, results: Path) -> tuple[list[s
     if chosen:
         folder = Path(chosen[-1])
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{key}={folder}: is there already and not empty; go on with it by resume={folder}")
+            raise UserError(f"{key}={folder}: the folder is not empty; continue it with resume={folder}")
         return given, folder
     folder = _new_folder(results)
     return _with_override(given, f"{key}='{folder}'"), folder
@@ -109,10 +109,10 @@ def _resume(given: list[str], folder: Path, kind: str) -> tuple[list[str], Path]
     """Returns the recorded arguments of the results in `folder`, and `folder`."""
     record = folder / ("multirun.yaml" if kind == "sweep" else ".hydra/hydra.yaml")
     if not record.exists():
-        raise UserError(f"resume={folder}: no {kind} to go on with, since {record} is missing")
+        raise UserError(f"resume={folder}: no {kind} to continue, because {record} is missing")
     others = [item for item in given if not item.startswith(("resume=", "-"))]
     if others:
-        raise UserError(f"resume={folder} goes on as it was asked for; take away {' '.join(others)}")
+        raise UserError(f"resume={folder}: the recorded settings apply; remove {' '.join(others)}")
     recorded = OmegaConf.load(record).hydra.overrides
     flags = [item for item in given if item.startswith("-")]
     hydra = [item for item in recorded.hydra if not item.startswith(("hydra.mode=", f"hydra.{kind}.dir="))]
@@ -128,7 +128,7 @@ def _new_folder(results: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             (day / name).mkdir(parents=True)
             return day / name
-    raise UserError(f"{day}: a thousand folders for this second are taken")
+    raise UserError(f"{day}: a thousand folders for this second exist")
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ class Sweep:
                 display=self.display,
             )
             parts = [[i for i in range(len(pack.points)) if i not in unfinished], unfinished] if unfinished else []
-            reason = f"{len(unfinished)} of {len(pack.points)} runs are left, going on with them alone"
+            reason = f"{len(unfinished)} of {len(pack.points)} runs are unfinished and continue in their own pack"
         except Exception as error:
             if not is_out_of_memory(error) or len(pack.points) == 1:
                 self._fail(pack, error)
@@ -193,8 +193,8 @@ def _refuse_existing_runs(points: Sequence[Point]) -> None:
     for point in points:
         if point.config.resume is None and (point.folder / RUN_FILE).exists():
             raise UserError(
-                f"{point.folder} already holds a run; go on with it by resume=<its sweep's folder>, or choose another "
-                f"folder by hydra.sweep.dir=<new folder>"
+                f"{point.folder} already has a run; continue it with resume=<its sweep's folder>, or choose another "
+                f"folder with hydra.sweep.dir=<new folder>"
             )
 
 
@@ -211,5 +211,5 @@ def _refuse_full_disk(packs: Sequence[PackPlan], home: Path, costs: Costs) -> No
     if adapters + checkpoints > free:
         raise UserError(
             f"{home}: this sweep writes about {(adapters + checkpoints) / 2**20:.0f} MiB and the disk has "
-            f"{free / 2**20:.0f} MiB free; choose another by hydra.sweep.dir=<folder>"
+            f"{free / 2**20:.0f} MiB free; choose another with hydra.sweep.dir=<folder>"
         )

@@ -77,7 +77,7 @@ def save_adapter(
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {TENSORS, DESCRIPTION}):
-        raise UserError(f"{folder} exists and is not an adapter's folder; it will not be replaced, name another")
+        raise UserError(f"{folder} exists and is not an adapter's folder; choose another folder")
     trees = {"params": params, "constants": constants}
     arrays = {f"{part}/{key}": array for part, tree in trees.items() for key, array in _flat(tree).items()}
     tensors = save({key: np.asarray(array, order="C") for key, array in arrays.items()})
@@ -120,7 +120,7 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str
     folder = Path(folder)
     for name in (TENSORS, DESCRIPTION):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} holds no adapter: {name} is not there")
+            raise UserError(f"{folder} has no adapter: {name} is missing")
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         version = description["format"]

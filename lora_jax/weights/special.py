@@ -138,7 +138,7 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} holds no JSON object")
+        raise UserError(f"{file} is not a JSON object")
     return values
 
 

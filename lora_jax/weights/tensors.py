@@ -98,5 +98,5 @@ def _files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{index} is not a readable index ({type(error).__name__}: {error})") from error
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
-        raise UserError(f"{folder}: {index.name} names shards that are not there: {', '.join(missing)}")
+        raise UserError(f"{folder}: {index.name} lists missing shards: {', '.join(missing)}")
     return [folder / shard for shard in shards]

@@ -25,7 +25,7 @@ BAD_OVERRIDES = {
     "a pattern that matches nothing": (["method.rank_pattern={xyz:4}"], ["method.rank_pattern", "xyz", "qkvo"]),
     "a pattern outside the targets": (
         ["targets=qv", "method.rank_pattern={mlp:4}"],
-        ["method.rank_pattern", "'mlp'", "meets none of the targets"],
+        ["method.rank_pattern", "'mlp'", "matches none of the targets"],
     ),
     "a negative seed": (["seed=-1"], ["seed=-1", "greater than or equal to 0"]),
     "an empty pack": (["pack=0"], ["pack=0", "greater than 0", "auto"]),

@@ -79,7 +79,7 @@ def test_a_sweep_interrupted_from_the_keyboard_resumes(command: CommandLine, swe
     arguments = [*SWEPT, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     stopped = command.killed(LATE, "sweep", *arguments, signal="SIGINT")
     assert stopped.returncode == 130
-    assert stopped.stderr.strip().endswith(f"stopped; go on with it by resume={tmp_path / 'sweep'}")
+    assert stopped.stderr.strip().endswith(f"interrupted; continue with resume={tmp_path / 'sweep'}")
     assert "Traceback" not in stopped.stderr
     done = command("sweep", f"resume={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
@@ -169,7 +169,7 @@ def test_resume_refuses_other_folders_and_new_overrides(command: CommandLine, sw
         before = files(swept[0])
         done = command(module, f"resume={swept[0]}", "rank=16")
         assert (
-            done.returncode == 2 and done.stderr.startswith(f"error: resume={swept[0]} ") and "rank=16" in done.stderr
+            done.returncode == 2 and done.stderr.startswith(f"error: resume={swept[0]}: ") and "rank=16" in done.stderr
         )
         assert files(swept[0]) == before
     assert sorted(tmp_path.iterdir()) == [empty] and not list(empty.iterdir())

