@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lora_jax.adapters import Replacement
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import bert
@@ -218,6 +219,6 @@ def test_fingerprint_changes_with_any_value_and_dtype():
     for path, array in parameters(model).items():
         bumped = np.array(array)
         bumped.flat[-1] = np.nextafter(bumped.flat[-1], np.float32(9))
-        assert load.fingerprint(graft(model, {path: jnp.asarray(bumped)})) != first, path
+        assert load.fingerprint(graft(model, {path: Replacement(jnp.asarray(bumped))})) != first, path
     zeros = load.random(abstract(), 0, std=0.0)
     assert load.fingerprint(zeros) != load.fingerprint(load.random(abstract(), 0, std=0.0, dtype=jnp.bfloat16))

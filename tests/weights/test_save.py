@@ -38,7 +38,7 @@ def test_save_and_load_preserve_every_bit(name, head, dtype, tmp_path):
     else:
         assert loaded.tokenizer.encode("w3 w60 what").ids == [3, 60, 0]
 
-    head_parameters = {path: leaf for path, leaf in before.items() if path.startswith("head/")}
+    head_parameters = {path: Replacement(leaf) for path, leaf in before.items() if path.startswith("head/")}
     save_pretrained(tmp_path / "again", loaded, graft(loaded.model, head_parameters))
     for file in (tmp_path / "model").iterdir():
         twin = tmp_path / "again" / file.name
