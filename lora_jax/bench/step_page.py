@@ -39,13 +39,8 @@ def name_of(case: Row) -> str:
     settings = [f"{key}={_plain(case[key])}" for key in changed]
     runs = f"{case['runs']} × " if case.get("runs", 1) > 1 else ""
     method = {"lora": "LoRA", "full": "full"}[case["method"]]
-    side = (
-        "PEFT"
-        if case["side"] == "peft" and case["method"] == "lora"
-        else "HF"
-        if case["side"] == "peft"
-        else "lora_jax"
-    )
+    peft_side = "PEFT" if case["method"] == "lora" else "HF"
+    side = peft_side if case["side"] == "peft" else "lora_jax"
     mode = f" {case['mode']}" if case["side"] == "peft" else ""
     return " ".join([f"{side}{mode}, {method}, {runs}{case['batch']} × {case['tokens']}", *settings])
 
