@@ -1,17 +1,17 @@
-"""Which weights LoRA adapts: from what a person types to ranks and alphas, layer by layer.
+"""Target expressions: parses ``targets=...`` into the layers that LoRA adapts, with a rank and an alpha for each.
 
-A *site* is a linear layer or an embedding that has a LoRA slot, named by its path without the layer's number
-(``backbone/layers/attn/q``); weights of layers are stacked. An expression picks sites and layers:
+A *site* is a linear layer or an embedding that has a LoRA slot. Its name is its path without the layer's number
+(``backbone/layers/attn/q``), because weights of layers are stacked. An expression selects sites and layers:
 
-    qv                   a group: q k v o qv qkvo mlp all, all of which are linear layers of blocks;
-                         embed (of words), patch (ViT's projection)
-    q+v+mlp              several, joined by +
-    all@6:               only some layers, as in a Python slice: @:6, @6:, @0:12:2, @-1
-    re:attn/[qv]$        a regular expression, searched for in names such as backbone/layers/3/attn/q;
-                         after groups, mlp+re:attn/[qv]$, it comes last
+    qv                   a group: q k v o qv qkvo mlp all, which are linear layers of blocks;
+                         embed (token embeddings), patch (ViT's projection)
+    q+v+mlp              several groups, joined by +
+    all@6:               some layers, as a Python slice: @:6, @6:, @0:12:2, @-1
+    re:attn/[qv]$        a regular expression, searched for in names such as backbone/layers/3/attn/q.
+                         It must come after the groups: mlp+re:attn/[qv]$
 
-What matches nothing is an error that lists what could be: training silently nothing, or everything, is the mistake
-this file exists to prevent.
+A term that matches nothing is an error that lists the sites of the model. Otherwise a typing error would train
+nothing, or everything, without a message.
 """
 
 import dataclasses
@@ -40,7 +40,15 @@ GROUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A linear layer, or an embedding of `d_in` rows, a `lookup`; `layers` is None where it is not stacked."""
+    """A linear layer or an embedding.
+
+    Attributes:
+      path: the path in the model, without the layer's number.
+      d_in: the input size of a linear layer, or the rows of an embedding.
+      d_out: the output size.
+      layers: the number of stacked layers. None: the weight is not stacked.
+      lookup: whether the site is an embedding.
+    """
 
     path: str
     d_in: int
@@ -49,7 +57,7 @@ class Site:
     lookup: bool = False
 
     def names(self) -> list[str]:
-        """One name per layer, as regular expressions see them."""
+        """Returns the names that regular expressions are matched with, one per layer."""
         if self.layers is None:
             return [self.path]
         return [self.path.replace("/layers/", f"/layers/{i}/") for i in range(self.layers)]
@@ -57,7 +65,7 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Rank and alpha of one site: an entry per layer, 0 where that layer is not adapted."""
+    """Ranks and alphas of one site, shape ``[layers]``; 0 for a layer that is not adapted."""
 
     site: Site
     rank: np.ndarray
@@ -65,37 +73,46 @@ class Placement:
 
 
 def sites(base: nnx.Module) -> dict[str, Site]:
-    """Every linear layer and embedding of `base` below its head, by path. `base` may be abstract (shapes only)."""
-    found = {}
+    """Returns the linear layers and embeddings of `base` outside its head, by path. `base` may be abstract."""
+    result = {}
     for path, weight in parameters(base).items():
         owner, _, name = path.rpartition("/")
         slotted = hasattr(functools.reduce(getattr, owner.split("/") if owner else [], base), SLOT)
         if name in ("kernel", "embedding") and slotted and not owner.startswith("head"):
             *stacked, d_in, d_out = weight.shape
-            found[owner] = Site(owner, d_in, d_out, stacked[0] if stacked else None, name == "embedding")
-    return found
+            result[owner] = Site(owner, d_in, d_out, stacked[0] if stacked else None, name == "embedding")
+    return result
 
 
-def select(found: dict[str, Site], expression: str, *, key: str = "targets") -> dict[str, np.ndarray]:
-    """The layers that `expression` picks: path to a boolean per layer.
+def select(all_sites: dict[str, Site], expression: str, *, key: str = "targets") -> dict[str, np.ndarray]:
+    """Evaluates a target expression.
 
-    Raises UserError, naming `key`, where a term is malformed or matches nothing.
+    Args:
+      all_sites: the sites of the model, by path.
+      expression: the expression.
+      key: the setting that the expression comes from, for error messages.
+
+    Returns:
+      A mask of layers for each selected site, by path.
+
+    Raises:
+      UserError: a term is malformed or matches nothing.
     """
-    picked = {path: np.zeros(site.layers or 1, bool) for path, site in found.items()}
+    selected = {path: np.zeros(site.layers or 1, bool) for path, site in all_sites.items()}
     for term in _terms(expression):
         pattern, at, layers = (term, "", "") if term.startswith("re:") else term.partition("@")
         chosen = _layers(layers, key, expression) if at else slice(None)
         regex = _regex(pattern, key, expression)
         matched = False
-        for path, site in found.items():
+        for path, site in all_sites.items():
             hits = np.array([bool(regex.search(name)) for name in site.names()])
-            within = np.zeros_like(hits)
-            within[chosen] = True
-            picked[path] |= hits & within
-            matched |= bool((hits & within).any())
+            in_slice = np.zeros_like(hits)
+            in_slice[chosen] = True
+            selected[path] |= hits & in_slice
+            matched |= bool((hits & in_slice).any())
         if not matched:
-            raise UserError(f"{key}={expression!r}: {term!r} matches nothing; {_offer(found)}")
-    return {path: layers for path, layers in picked.items() if layers.any()}
+            raise UserError(f"{key}={expression!r}: {term!r} matches nothing; {_list_sites(all_sites)}")
+    return {path: layers for path, layers in selected.items() if layers.any()}
 
 
 def place(
@@ -106,39 +123,54 @@ def place(
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
 ) -> dict[str, Placement]:
-    """Rank and alpha for every site that `targets` picks.
+    """Computes the rank and alpha of every layer that `targets` selects.
 
-    `alpha_of(rank)` gives α where `alpha_pattern` does not; the patterns' keys are expressions, the last match wins.
-    Raises UserError for a rank above a layer's smaller side, and for a pattern that meets no target.
+    Args:
+      base: the model; may be abstract.
+      targets: the target expression.
+      rank: the rank of layers that `rank_pattern` does not match.
+      alpha_of: returns the alpha for a rank, for layers that `alpha_pattern` does not match.
+      rank_pattern: ranks by target expression. The last match wins.
+      alpha_pattern: alphas by target expression. The last match wins.
+
+    Returns:
+      A placement for each adapted site, by path.
+
+    Raises:
+      UserError: a target matches nothing, a pattern matches no target, or a rank exceeds a layer's smaller side.
     """
-    found = sites(base)
-    chosen = select(found, targets)
+    all_sites = sites(base)
+    chosen = select(all_sites, targets)
     ranks = {path: np.where(layers, rank, 0) for path, layers in chosen.items()}
     for expression, value in (rank_pattern or {}).items():
-        for path, layers in _meet(found, chosen, expression, "method.rank_pattern").items():
+        for path, layers in _select_among_targets(all_sites, chosen, expression, "method.rank_pattern").items():
             ranks[path] = np.where(layers, value, ranks[path])
     alphas = {path: np.array([alpha_of(int(r)) if r else 0.0 for r in ranks[path]]) for path in chosen}
     for expression, alpha in (alpha_pattern or {}).items():
-        for path, layers in _meet(found, chosen, expression, "method.alpha_pattern").items():
+        for path, layers in _select_among_targets(all_sites, chosen, expression, "method.alpha_pattern").items():
             alphas[path] = np.where(layers, alpha, alphas[path])
     for path, per_layer in ranks.items():
-        site, asked = found[path], int(per_layer.max())
-        if asked > (most := min(site.d_in, site.d_out)):
-            raise UserError(f"rank={asked}: {path} is {site.d_in} x {site.d_out}, so its rank is at most {most}")
-    return {path: Placement(found[path], ranks[path], alphas[path]) for path in chosen}
+        site, largest_rank = all_sites[path], int(per_layer.max())
+        max_rank = min(site.d_in, site.d_out)
+        if largest_rank > max_rank:
+            raise UserError(
+                f"rank={largest_rank}: {path} is {site.d_in} x {site.d_out}, so its rank is at most {max_rank}"
+            )
+    return {path: Placement(all_sites[path], ranks[path], alphas[path]) for path in chosen}
 
 
-def _meet(found, chosen, expression, key):
-    picked = select(found, expression, key=key)
-    both = {path: layers & chosen[path] for path, layers in picked.items() if path in chosen}
-    both = {path: layers for path, layers in both.items() if layers.any()}
-    if not both:
-        raise UserError(f"{key}: {expression!r} meets none of the targets: {', '.join(chosen)}")
-    return both
+def _select_among_targets(all_sites, chosen, expression, key):
+    """Returns the layers of `chosen` that a pattern's `expression` selects too."""
+    selected = select(all_sites, expression, key=key)
+    common = {path: layers & chosen[path] for path, layers in selected.items() if path in chosen}
+    common = {path: layers for path, layers in common.items() if layers.any()}
+    if not common:
+        raise UserError(f"{key}: {expression!r} matches none of the targets {', '.join(chosen)}")
+    return common
 
 
 def _terms(expression: str) -> list[str]:
-    """A regular expression comes last, since it may have a + of its own."""
+    """Splits an expression at +. A regular expression may contain +, so it extends to the end."""
     groups, regex, pattern = expression.partition("re:")
     if not regex:
         return groups.split("+")
@@ -149,7 +181,9 @@ def _regex(pattern: str, key: str, expression: str) -> re.Pattern:
     if pattern in GROUPS:
         return re.compile(GROUPS[pattern])
     if not pattern.startswith("re:"):
-        raise UserError(f"{key}={expression!r}: {pattern!r} is no group; use {', '.join(GROUPS)}, or re:<regex>")
+        raise UserError(
+            f"{key}={expression!r}: {pattern!r} is not a target group; use {', '.join(GROUPS)} or re:<regex>"
+        )
     try:
         return re.compile(pattern.removeprefix("re:"))
     except re.error as error:
@@ -166,6 +200,6 @@ def _layers(text: str, key: str, expression: str) -> slice | int:
     return slice(*numbers)
 
 
-def _offer(found: dict[str, Site]) -> str:
-    names = [f"{site.path} ({site.layers} layers)" if site.layers else site.path for site in found.values()]
+def _list_sites(all_sites: dict[str, Site]) -> str:
+    names = [f"{site.path} ({site.layers} layers)" if site.layers else site.path for site in all_sites.values()]
     return "this model has " + ", ".join(names)

@@ -92,5 +92,5 @@ def test_points_without_hydra(tiny_model, tmp_path):
         ("rank=4", "finished"),
     ]
     assert lora_jax.build_report(tmp_path).exists()
-    with pytest.raises(lora_jax.UserError, match="already holds a run"):
+    with pytest.raises(lora_jax.UserError, match="already has a run"):
         lora_jax.run_points(points, home=tmp_path, group="from Python")

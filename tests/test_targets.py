@@ -1,4 +1,4 @@
-"""Which weights an expression picks, and that what picks nothing is refused with a list of what there is."""
+"""Target expressions: the layers that they select, ranks and alphas, and refusals."""
 
 import jax
 import numpy as np
@@ -17,10 +17,10 @@ MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77)
 ATTN, MLP = "backbone/layers/attn", "backbone/layers/mlp"
 
 
-def picked(expression):
-    """Path without its room to the list of layers."""
-    found = select(sites(MODEL), expression)
-    return {path.rpartition("layers/")[2]: np.flatnonzero(layers).tolist() for path, layers in found.items()}
+def selected_layers(expression):
+    """Returns the selected layers by path, without the prefix of the path."""
+    selected = select(sites(MODEL), expression)
+    return {path.rpartition("layers/")[2]: np.flatnonzero(layers).tolist() for path, layers in selected.items()}
 
 
 def alpha_of(rank):
@@ -28,20 +28,20 @@ def alpha_of(rank):
 
 
 def test_sites_are_the_linear_layers_and_embeddings_below_the_head():
-    found = sites(MODEL)
+    all_sites = sites(MODEL)
     layers = [f"{ATTN}/{name}" for name in "koqv"] + [f"{MLP}/down", f"{MLP}/up", "backbone/pooler"]
     tables = [f"backbone/embed/{name}" for name in ("position", "type", "word")]
-    assert {path: site.lookup for path, site in found.items()} == dict.fromkeys(layers, False) | dict.fromkeys(
+    assert {path: site.lookup for path, site in all_sites.items()} == dict.fromkeys(layers, False) | dict.fromkeys(
         tables, True
     )
-    assert (found[tables[2]].d_in, found[tables[2]].d_out, found[tables[2]].layers) == (30522, 384, None)
-    up, pooler = found[f"{MLP}/up"], found["backbone/pooler"]
+    assert (all_sites[tables[2]].d_in, all_sites[tables[2]].d_out, all_sites[tables[2]].layers) == (30522, 384, None)
+    up, pooler = all_sites[f"{MLP}/up"], all_sites["backbone/pooler"]
     assert (up.d_in, up.d_out, up.layers) == (384, 1536, 6)
     assert (pooler.d_in, pooler.d_out, pooler.layers) == (384, 384, None)
     assert up.names()[5] == "backbone/layers/5/mlp/up" and pooler.names() == ["backbone/pooler"]
 
 
-EVERY = list(range(6))
+ALL_LAYERS = list(range(6))
 GROUPS = {
     "q": ["attn/q"],
     "k": ["attn/k"],
@@ -59,8 +59,8 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("expression", GROUPS)
-def test_groups_and_their_sums_pick_every_layer(expression):
-    assert picked(expression) == dict.fromkeys(GROUPS[expression], EVERY)
+def test_groups_and_their_sums_select_all_layers(expression):
+    assert selected_layers(expression) == dict.fromkeys(GROUPS[expression], ALL_LAYERS)
 
 
 @pytest.mark.parametrize(
@@ -74,28 +74,28 @@ def test_groups_and_their_sums_pick_every_layer(expression):
         ("q@3", [3]),
         ("q@-1", [5]),
         ("q@-2:", [4, 5]),
-        ("q@:", EVERY),
+        ("q@:", ALL_LAYERS),
         ("q@4:100", [4, 5]),
         ("q@0+q@-1", [0, 5]),
         (r"re:/[02]/attn/q", [0, 2]),
         ("q@3+re:layers/(1|5)/attn/q$", [1, 3, 5]),
     ],
 )
-def test_layers_are_picked_as_python_slices(expression, layers):
-    assert picked(expression) == {"attn/q": layers}
+def test_layers_are_selected_as_python_slices(expression, layers):
+    assert selected_layers(expression) == {"attn/q": layers}
 
 
 def test_each_term_has_its_own_layers():
-    assert picked("q@:2+v@4:+re:1/mlp/up$") == {"attn/q": [0, 1], "attn/v": [4, 5], "mlp/up": [1]}
+    assert selected_layers("q@:2+v@4:+re:1/mlp/up$") == {"attn/q": [0, 1], "attn/v": [4, 5], "mlp/up": [1]}
 
 
-def test_a_regex_reaches_what_no_group_does():
-    assert picked("re:pooler") == {"backbone/pooler": [0]}
-    assert picked("re:embed") == {f"backbone/embed/{name}": [0] for name in ("position", "type", "word")}
+def test_a_regex_can_select_sites_of_no_group():
+    assert selected_layers("re:pooler") == {"backbone/pooler": [0]}
+    assert selected_layers("re:embed") == {f"backbone/embed/{name}": [0] for name in ("position", "type", "word")}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_embeddings_have_one_name_in_every_family_and_all_is_without_them(name):
+def test_all_excludes_embeddings_and_embed_or_patch_selects_them(name):
     model = model_of(name)
     table = "backbone/embed/patch" if name == "vit" else "backbone/embed"
     table += "/word" if name in ("bert", "roberta", "deberta") else ""
@@ -110,10 +110,11 @@ def test_embeddings_have_one_name_in_every_family_and_all_is_without_them(name):
     [
         (
             "query",
-            r"targets='query': 'query' is no group; use q, k, v, o, qv, qkvo, mlp, all, embed, patch, or re:<regex>",
+            r"targets='query': 'query' is not a target group; "
+            r"use q, k, v, o, qv, qkvo, mlp, all, embed, patch or re:<regex>",
         ),
-        ("q+", r"targets='q\+': '' is no group"),
-        ("Q", r"'Q' is no group"),
+        ("q+", r"targets='q\+': '' is not a target group"),
+        ("Q", r"'Q' is not a target group"),
         (
             "re:c_attn",
             r"'re:c_attn' matches nothing; this model has backbone/embed/position, .*attn/k \(6 layers\), .*pooler$",
@@ -130,7 +131,7 @@ def test_embeddings_have_one_name_in_every_family_and_all_is_without_them(name):
         ("q@", r"targets='q@': .*slice"),
     ],
 )
-def test_what_cannot_be_is_refused_with_what_could(expression, message):
+def test_invalid_expressions_are_refused(expression, message):
     with pytest.raises(UserError, match=message):
         select(sites(MODEL), expression)
 
@@ -139,36 +140,36 @@ def test_what_cannot_be_is_refused_with_what_could(expression, message):
 
 
 def test_place_gives_ranks_and_alphas_by_layer():
-    placed = place(MODEL, "q@:3+mlp", 8, alpha_of)
-    assert list(placed) == [f"{ATTN}/q", f"{MLP}/down", f"{MLP}/up"]
-    np.testing.assert_array_equal(placed[f"{ATTN}/q"].rank, [8, 8, 8, 0, 0, 0])
-    np.testing.assert_array_equal(placed[f"{ATTN}/q"].alpha, [16, 16, 16, 0, 0, 0])
-    np.testing.assert_array_equal(placed[f"{MLP}/up"].rank, [8] * 6)
+    placements = place(MODEL, "q@:3+mlp", 8, alpha_of)
+    assert list(placements) == [f"{ATTN}/q", f"{MLP}/down", f"{MLP}/up"]
+    np.testing.assert_array_equal(placements[f"{ATTN}/q"].rank, [8, 8, 8, 0, 0, 0])
+    np.testing.assert_array_equal(placements[f"{ATTN}/q"].alpha, [16, 16, 16, 0, 0, 0])
+    np.testing.assert_array_equal(placements[f"{MLP}/up"].rank, [8] * 6)
 
 
 def test_patterns_change_some_ranks_and_alphas_and_the_last_match_wins():
-    placed = place(
+    placements = place(
         MODEL, "q@:4+mlp", 8, alpha_of, {"mlp": 16, "mlp@-1": 2, "q@0+v+q@5": 4}, {"re:up$": 5.0, "q@1:2": 1}
     )
-    np.testing.assert_array_equal(placed[f"{ATTN}/q"].rank, [4, 8, 8, 8, 0, 0])
-    np.testing.assert_array_equal(placed[f"{ATTN}/q"].alpha, [8, 1, 16, 16, 0, 0])
-    np.testing.assert_array_equal(placed[f"{MLP}/down"].rank, [16] * 5 + [2])
-    np.testing.assert_array_equal(placed[f"{MLP}/down"].alpha, [32] * 5 + [4])
-    np.testing.assert_array_equal(placed[f"{MLP}/up"].alpha, [5.0] * 6)
-    assert f"{ATTN}/v" not in placed  # a pattern adapts nothing that is no target
+    np.testing.assert_array_equal(placements[f"{ATTN}/q"].rank, [4, 8, 8, 8, 0, 0])
+    np.testing.assert_array_equal(placements[f"{ATTN}/q"].alpha, [8, 1, 16, 16, 0, 0])
+    np.testing.assert_array_equal(placements[f"{MLP}/down"].rank, [16] * 5 + [2])
+    np.testing.assert_array_equal(placements[f"{MLP}/down"].alpha, [32] * 5 + [4])
+    np.testing.assert_array_equal(placements[f"{MLP}/up"].alpha, [5.0] * 6)
+    assert f"{ATTN}/v" not in placements  # a pattern does not add targets
 
 
 @pytest.mark.parametrize(
     "patterns, message",
     [
-        (({"v": 4}, None), r"method.rank_pattern: 'v' meets none of the targets: backbone/layers/attn/q"),
-        (({"q@3:": 4}, None), r"method.rank_pattern: 'q@3:' meets none of the targets"),
-        (({"queri": 4}, None), r"method.rank_pattern='queri': 'queri' is no group"),
-        ((None, {"mlp": 4.0}), r"method.alpha_pattern: 'mlp' meets none of the targets"),
+        (({"v": 4}, None), r"method.rank_pattern: 'v' matches none of the targets backbone/layers/attn/q"),
+        (({"q@3:": 4}, None), r"method.rank_pattern: 'q@3:' matches none of the targets"),
+        (({"queri": 4}, None), r"method.rank_pattern='queri': 'queri' is not a target group"),
+        ((None, {"mlp": 4.0}), r"method.alpha_pattern: 'mlp' matches none of the targets"),
         ((None, {"re:x": 4.0}), r"method.alpha_pattern='re:x': 're:x' matches nothing; this model has"),
     ],
 )
-def test_a_pattern_that_meets_no_target_is_refused(patterns, message):
+def test_a_pattern_that_matches_no_target_is_refused(patterns, message):
     with pytest.raises(UserError, match=message):
         place(MODEL, "q@:3", 8, alpha_of, *patterns)
 

@@ -1,9 +1,9 @@
-"""The Hydra launcher `packed`: takes a whole multirun and trains it in as few programs as it can.
+"""The Hydra launcher `packed`. It trains all jobs of a multirun in as few programs as possible.
 
-Each job goes through Hydra's own ``run_job`` as any launcher's does (folders, ``.hydra/``, callbacks), but with a task
-that only notes what is asked. Then all of them train together, with the baselines that they call for.
+Each job runs through Hydra's ``run_job``, as in every launcher (folders, ``.hydra/``, callbacks). Its task function
+only returns the point. Then all points train together, with the baselines that they need.
 
-Hydra imports this file at every start, so JAX and what needs it are imported when the launcher runs.
+Hydra imports this file at every start, so JAX is imported only when the launcher runs.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,14 @@ from omegaconf import DictConfig, open_dict
 
 
 class PackedLauncher(Launcher):
+    """Launches the jobs of a multirun in packs."""
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
-        self.baselines: set[str] = set()  # by an earlier launch of this sweep
+        self.baselines: set[str] = set()  # identities of the baselines of earlier launches of this sweep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """One JobReturn per job: its best validation metric, or nan for a run that has none."""
+        """Trains the jobs. Returns a JobReturn per job: its best validation metric, or nan for a run without one."""
         from lora_jax.commands import exit_on_user_error
         from lora_jax.commands.composition import note_point
         from lora_jax.config import parse
@@ -37,14 +39,14 @@ class PackedLauncher(Launcher):
             points = [job.return_value for job in jobs]
             resume = [f"resume='{points[0].config.resume}'"] if points[0].config.resume else []
             for overrides in baselines([(p.overrides, p.config) for p in points], lambda o: parse(self._compose(o))):
-                if (who := parse(self._compose(overrides)).identity()) not in self.baselines:
-                    self.baselines.add(who)
+                if (identity := parse(self._compose(overrides)).identity()) not in self.baselines:
+                    self.baselines.add(identity)
                     job = self._job(note_point, [*overrides, *resume], initial_job_idx + len(points))
                     points.append(job.return_value)
-            # The same run asked for twice (full fine-tuning at two ranks) trains once.
+            # Equal runs (such as full fine-tuning at two ranks) train once.
             first = {point.config.identity(): point for point in reversed(points)}
             distinct = [point for point in points if first[point.config.identity()] is point]
-            from lora_jax.sweep.run import run_points  # with JAX: what is refused above need not wait for it
+            from lora_jax.sweep.run import run_points  # imports JAX, which the checks above do not need
 
             summaries = run_points(distinct, home=home, group=home.name)
         by_identity = {point.config.identity(): s for point, s in zip(distinct, summaries, strict=True)}
@@ -65,7 +67,7 @@ class PackedLauncher(Launcher):
             hydra_context=self.context,
             configure_logging=False,
         )
-        if isinstance(job._return_value, Exception):  # what the user got wrong, without Hydra's words around it
+        if isinstance(job._return_value, Exception):  # a UserError, without Hydra's message around it
             raise job._return_value
         return job
 

@@ -4,9 +4,9 @@ A bench is a module with three things:
 
     DESCRIPTION               one line
     add_arguments(parser)     its own settings, on top of ``--out``
-    run(args) -> Report       measures; what it returns is written by ``record.write``
+    run(args) -> Report       measures; ``record.write`` writes the report
 
-To add one: a file here, a row in BENCHES. Modules are imported when they are asked for.
+To add one: a file here, a row in BENCHES. A module is imported only when its bench runs.
 """
 
 BENCHES: dict[str, str] = {

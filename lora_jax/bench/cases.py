@@ -1,4 +1,4 @@
-"""What a step bench measures: cases, on our side or PEFT's, and the stages that they are measured in."""
+"""Cases of the step bench, of lora_jax or of PEFT, and the stages in which they are measured."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,27 +12,27 @@ from lora_jax.config.settings import Settings
 from lora_jax.errors import UserError
 
 
-def _known(shape: str) -> str:
+def _check_shape(shape: str) -> str:
     if shape not in SHAPES:
         raise ValueError(f"must be one of {', '.join(SHAPES)}")
     return shape
 
 
 class _Case(Settings):
-    """A model's step, on `batch` texts of `tokens` random tokens for every run."""
+    """Settings of both sides: a model's step on `batch` texts of `tokens` random tokens per run."""
 
-    shape: Annotated[str, pydantic.AfterValidator(_known)] = "smollm2_135m"
+    shape: Annotated[str, pydantic.AfterValidator(_check_shape)] = "smollm2_135m"
     method: Literal["lora", "full"] = "lora"
     batch: PositiveInt = 8
     tokens: PositiveInt = 512
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
-class Ours(_Case):
-    """One of our packs.
+class LoraJaxCase(_Case):
+    """A pack of lora_jax.
 
-    `measure`: ``step`` times steps; ``compile`` stops at the compiled program and its plan of memory; ``sweep`` is a
-    whole process that trains `steps` steps, imports, start and compilation included, and has a stage to itself.
+    `measure`: ``step`` times steps. ``compile`` compiles the step and reports XLA's plan of memory. ``sweep`` times a
+    process that trains `steps` steps, with imports, initialisation and compilation; it needs its own stage.
     """
 
     side: Literal["ours"] = "ours"
@@ -40,15 +40,15 @@ class Ours(_Case):
     steps: PositiveInt = Field(200, description="of a sweep")
     runs: PositiveInt = 1
     ranks: tuple[PositiveInt, ...] = Field((16,), description="of the runs, in turn")
-    base: Literal["auto", "bf16", "f32", "int8", "nf4"] = "auto"
+    base_storage: Literal["auto", "bf16", "f32", "int8", "nf4"] = "auto"
     unroll: PositiveInt = 1
     remat: Literal["none", "dots", "layer"] = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
-    xla_flags: str = Field("", description="put into XLA_FLAGS of the case's process")
+    xla_flags: str = Field("", description="added to XLA_FLAGS of the case's process")
 
 
-class Peft(_Case):
-    """One model of transformers, under PEFT's LoRA or fully fine-tuned, its embeddings too."""
+class PeftCase(_Case):
+    """A model of transformers with PEFT's LoRA, or fully fine-tuned with its embeddings."""
 
     side: Literal["peft"] = "peft"
     rank: PositiveInt = 16
@@ -59,38 +59,44 @@ class Peft(_Case):
     checkpointing: bool = False
 
 
-Case = Annotated[Ours | Peft, Field(discriminator="side")]
-_CASE: pydantic.TypeAdapter[Ours | Peft] = pydantic.TypeAdapter(Case)
+Case = Annotated[LoraJaxCase | PeftCase, Field(discriminator="side")]
+_CASE: pydantic.TypeAdapter[LoraJaxCase | PeftCase] = pydantic.TypeAdapter(Case)
 
 
-def parse_case(settings: Mapping[str, Any]) -> Ours | Peft:
-    """A case from a mapping; without `side`, ours. Raises UserError for what is not a setting of it."""
+def parse_case(settings: Mapping[str, Any]) -> LoraJaxCase | PeftCase:
+    """Parses a case. The default of ``side`` is ``ours``, lora_jax.
+
+    Raises:
+      UserError: a setting does not exist or has an invalid value.
+    """
+    if "base" in settings:
+        raise UserError(f"case {dict(settings)}: base={settings['base']!r}: this setting is now base_storage")
     try:
         return _CASE.validate_python({"side": "ours", **settings})
     except pydantic.ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise UserError(f"case {dict(settings)}: {told}") from None
+        errors = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise UserError(f"case {dict(settings)}: {errors}") from None
 
 
-def described(case: Ours | Peft) -> dict[str, Any]:
-    """A case as its row has it; `parse_case` reads it."""
+def case_to_json(case: LoraJaxCase | PeftCase) -> dict[str, Any]:
+    """Returns a case as JSON, as in the rows of results. `parse_case` is the inverse."""
     return case.model_dump(mode="json")
 
 
-def parse_typed(texts: Sequence[str]) -> list[list[Ours | Peft]]:
-    """One stage of the cases that were typed, each ``"runs=4 batch=1 ranks=[4,8]"``."""
+def parse_typed(texts: Sequence[str]) -> list[list[LoraJaxCase | PeftCase]]:
+    """Parses the cases of a command line, each ``"runs=4 batch=1 ranks=[4,8]"``. They form one stage."""
     from omegaconf import OmegaConf
 
-    return _checked([[parse_case(_plain(OmegaConf.from_dotlist(text.split()))) for text in texts]])
+    return _check_stages([[parse_case(_plain(OmegaConf.from_dotlist(text.split()))) for text in texts]])
 
 
-def read_plan(path: Path) -> list[list[Ours | Peft]]:
-    """The stages of a YAML file: under ``stages``, a list of lists of cases."""
+def read_plan(path: Path) -> list[list[LoraJaxCase | PeftCase]]:
+    """Reads the stages of a YAML file. Its key ``stages`` has a list of lists of cases."""
     from omegaconf import OmegaConf
 
     if not path.is_file():
-        raise UserError(f"--plan {path}: there is no such file")
-    return _checked([[parse_case(case) for case in stage] for stage in _plain(OmegaConf.load(path))["stages"]])
+        raise UserError(f"--plan {path}: no such file")
+    return _check_stages([[parse_case(case) for case in stage] for stage in _plain(OmegaConf.load(path))["stages"]])
 
 
 def _plain(node: Any) -> Any:
@@ -99,8 +105,11 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def _checked(stages: list[list[Ours | Peft]]) -> list[list[Ours | Peft]]:
+def _check_stages(stages: list[list[LoraJaxCase | PeftCase]]) -> list[list[LoraJaxCase | PeftCase]]:
+    """Returns `stages`. Raises UserError if a case with measure=sweep shares its stage."""
     for stage in stages:
-        if len(stage) > 1 and any(isinstance(case, Ours) and case.measure == "sweep" for case in stage):
-            raise UserError("a case with measure=sweep is timed from its process's start: give it a stage of its own")
+        if len(stage) > 1 and any(isinstance(case, LoraJaxCase) and case.measure == "sweep" for case in stage):
+            raise UserError(
+                "measure=sweep: the time includes the start of the process, so the case needs a stage of its own"
+            )
     return stages

@@ -1,4 +1,4 @@
-"""Where a process's wall time went. Standard library only: what it measures includes the imports."""
+"""Measures the wall time of the parts of a process. It imports the standard library only, because it times imports."""
 
 import statistics
 import time
@@ -7,45 +7,57 @@ from typing import Any
 
 
 class Clock:
-    """Seconds by part since `began`, which is ``time.time()`` in the process that started this one."""
+    """Measures seconds by part.
 
-    def __init__(self, began: float):
-        self.began = self._last = began
+    Args:
+      start_time: ``time.time()`` when the parent started this process.
+    """
+
+    def __init__(self, start_time: float):
+        self.start_time = self._last = start_time
         self.parts: dict[str, float] = {}
 
     def lap(self, part: str) -> None:
-        """Books the time since the last lap (or the start) on `part`."""
+        """Adds the time since the last lap, or since the start, to `part`."""
         now = time.time()
         self.parts[part] = self.parts.get(part, 0.0) + now - self._last
         self._last = now
 
     @property
     def total(self) -> float:
-        """Seconds from the start to the last lap."""
-        return self._last - self.began
+        """Returns the seconds from the start to the last lap."""
+        return self._last - self.start_time
 
 
 def seconds_per_call(call: Callable[[], Any], wait: Callable[[Any], Any], blocks: int = 10) -> list[float]:
-    """Seconds that a call takes, once for each of `blocks`: calls one behind the other, and one wait at their end.
+    """Measures the seconds per call, in blocks of calls with one wait at the end of each block.
 
-    `call` starts work on a device and returns at once; `wait` takes what it returned and returns when that is done. A
-    block is about a tenth of a second, so that the wait and the first call's start weigh little. Three calls go before.
+    A block takes about a tenth of a second, so that the wait and the start of the first call contribute little. Three
+    calls warm up.
+
+    Args:
+      call: dispatches work to a device and returns at once.
+      wait: waits for the result of a call.
+      blocks: the number of blocks.
+
+    Returns:
+      The seconds per call of each block.
     """
     for _ in range(2):
         wait(call())
-    began = time.perf_counter()
+    block_start = time.perf_counter()
     wait(call())
-    calls = min(20, max(1, round(0.1 / (time.perf_counter() - began))))
+    calls = min(20, max(1, round(0.1 / (time.perf_counter() - block_start))))
     seconds = []
     for _ in range(blocks):
-        began = time.perf_counter()
+        block_start = time.perf_counter()
         for _ in range(calls):
             last = call()
         wait(last)
-        seconds.append((time.perf_counter() - began) / calls)
+        seconds.append((time.perf_counter() - block_start) / calls)
     return seconds
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Returns the median, the least, the greatest, and the number of blocks."""
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "blocks": len(seconds)}

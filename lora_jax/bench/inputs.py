@@ -1,8 +1,8 @@
-"""What both sides of a comparison are given: the same batches, the same start. NumPy only, so that reading it costs
-the other side no import of ours.
+"""Inputs of a comparison: the batches and the initial parameters, which are the same for lora_jax and PEFT.
 
-A file is an ``.npz``: for each step and test batch its tokens, mask and labels as ``lora_jax`` pads them, and for each
-run its head and LoRA factors as ``lora_jax`` draws them.
+This module imports NumPy only, so that PEFT's process does not import JAX. A file is an ``.npz`` with the tokens, mask
+and labels of each step and test batch as lora_jax pads them, and the head and LoRA factors of each run as lora_jax
+draws them.
 """
 
 import dataclasses
@@ -15,21 +15,28 @@ import numpy as np
 if TYPE_CHECKING:
     from lora_jax.config import RunConfig
 
-Words = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens and mask [batch, length], labels [batch]
+TokenBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens and mask [batch, length], labels [batch]
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """`train` by step; `test` with the rows that count; `starts[i]` by path of lora_jax, run by run."""
+    """The inputs of a comparison.
 
-    train: list[Words]
-    test: list[Words]
-    test_counts: list[np.ndarray]  # [batch] bool, False for rows that only fill the batch up
-    starts: list[dict[str, np.ndarray]]
+    Attributes:
+      train: the training batches, by step.
+      test: the test batches.
+      test_counts: for each test batch a mask of the rows that count, shape ``[batch]``. The others are padding.
+      inits: the initial parameters of each run, by path in lora_jax.
+    """
+
+    train: list[TokenBatch]
+    test: list[TokenBatch]
+    test_counts: list[np.ndarray]
+    inits: list[dict[str, np.ndarray]]
 
 
 def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
-    """The inputs of `runs`, which differ in rank only: with one seed they all see the same batches."""
+    """Makes the inputs of `runs`, which must differ in rank only, so that they have the same batches."""
     import jax
 
     from lora_jax.methods import method_of
@@ -38,10 +45,10 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
     setup = load_setup(runs[0])
     batches = setup.train_batches(runs[0], (runs[0].seed,))
     test = setup.tokens.eval_batches(runs[0], "test")
-    starts = []
+    inits = []
     for run in runs:
         params = jax.device_get(method_of(run.method).init(setup.base.model, run).params)
-        starts.append(
+        inits.append(
             {
                 f"{path}/{field}": x
                 for path, value in params.items()
@@ -53,7 +60,7 @@ def make(runs: Sequence["RunConfig"], steps: int) -> Inputs:
         [tuple(array[0] for array in batches[step][:3]) for step in range(steps)],
         [(batch.tokens, batch.mask, batch.labels) for batch in (test[i].batch for i in range(len(test)))],
         [test[i].weight > 0 for i in range(len(test))],
-        starts,
+        inits,
     )
 
 
@@ -64,26 +71,26 @@ def save(inputs: Inputs, path: Path) -> None:
         for i, batch in enumerate(batches):
             arrays |= {f"{split}/{i}/{name}": x for name, x in zip(("tokens", "mask", "labels"), batch, strict=True)}
     arrays |= {f"counts/{i}": counts for i, counts in enumerate(inputs.test_counts)}
-    for run, start in enumerate(inputs.starts):
-        arrays |= {f"start/{run}/{name}": array for name, array in start.items()}
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # takes `allow_pickle` by name too, which no array is called
+    for run, init in enumerate(inputs.inits):
+        arrays |= {f"start/{run}/{name}": array for name, array in init.items()}
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # `allow_pickle` is a keyword too, but no array has that name
 
 
 def load(path: Path) -> Inputs:
-    """What `save` wrote."""
+    """Reads the inputs that `save` wrote to `path`."""
     with np.load(path) as file:
-        held = {name: file[name] for name in file.files}
+        arrays = {name: file[name] for name in file.files}
 
-    def batches(split: str) -> list[Words]:
-        count = sum(name.startswith(f"{split}/") for name in held) // 3
-        return [tuple(held[f"{split}/{i}/{name}"] for name in ("tokens", "mask", "labels")) for i in range(count)]
+    def batches(split: str) -> list[TokenBatch]:
+        count = sum(name.startswith(f"{split}/") for name in arrays) // 3
+        return [tuple(arrays[f"{split}/{i}/{name}"] for name in ("tokens", "mask", "labels")) for i in range(count)]
 
-    starts: dict[int, dict[str, np.ndarray]] = {}
-    for name, array in held.items():
+    inits: dict[int, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
         if name.startswith("start/"):
             _, run, rest = name.split("/", 2)
-            starts.setdefault(int(run), {})[rest] = array
+            inits.setdefault(int(run), {})[rest] = array
     test = batches("test")
     return Inputs(
-        batches("train"), test, [held[f"counts/{i}"] for i in range(len(test))], [starts[i] for i in sorted(starts)]
+        batches("train"), test, [arrays[f"counts/{i}"] for i in range(len(test))], [inits[i] for i in sorted(inits)]
     )

@@ -1,6 +1,6 @@
-"""Our side: one pack from its settings to its test scores, as ``lora_jax.train`` does it; one process, one result.
+"""Measures lora_jax: trains one pack and scores it on the test set, in one process.
 
-python -m lora_jax.bench.ours '{"began": ..., "runs": [settings, ...], "cache": folder}'
+python -m lora_jax.bench.ours '{"start_time": ..., "runs": [settings, ...], "cache": folder}'
 """
 
 import json
@@ -12,8 +12,8 @@ from lora_jax.bench.clock import Clock
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Trains and scores the pack of ``job["runs"]``; `cache` is where compiled programs are kept."""
-    clock = Clock(job["began"])
+    """Trains and scores the pack of ``job["runs"]``. ``job["cache"]`` is the folder of compiled programs."""
+    clock = Clock(job["start_time"])
     import jax
 
     from lora_jax.config import parse

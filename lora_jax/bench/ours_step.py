@@ -1,8 +1,8 @@
-"""Our side of the step bench: the real train step on a model of random weights, in one process for each base.
+"""Measures lora_jax in the step bench: the train step on a model of random weights, one process per base.
 
-    python -m lora_jax.bench.ours_step '{"cases": [...], "rows": file, "began": ...}'
+    python -m lora_jax.bench.ours_step '{"cases": [...], "rows": file, "start_time": ...}'
 
-The programs are compiled side by side, from shapes; then each case is timed alone.
+The programs are compiled in parallel, from shapes. Then each case is timed alone.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from lora_jax.bench import shapes
-from lora_jax.bench.cases import Ours
+from lora_jax.bench.cases import LoraJaxCase
 from lora_jax.bench.clock import Clock, seconds_per_call, spread
 from lora_jax.bench.worker import Measure, serve
 from lora_jax.config import QUANTISED, RunConfig, parse
@@ -33,25 +33,28 @@ from lora_jax.train.pack import Pack, packed_step, stack
 from lora_jax.train.step import program_of
 from lora_jax.weights import load
 
-STEPS = 1000  # of the schedule: none of it runs out while it is timed
+STEPS = 1000  # length of the schedule, longer than any measurement
 
 
 def abstract(shape: str) -> nnx.Module:
-    """The shapes of a causal language model."""
+    """Returns a causal language model as shapes."""
     config = LlamaConfig(**shapes.SHAPES[shape])
     return jax.eval_shape(lambda: CausalLM(Llama(config)))
 
 
-def base_of(case: Ours) -> nnx.Module:
-    """Random weights, drawn on the device in the dtype that they are kept in."""
-    stored = {"bf16": "bfloat16", "f32": "float32"}.get(case.base, case.dtype)
+def base_of(case: LoraJaxCase) -> nnx.Module:
+    """Returns a model with random weights, drawn on the device in the dtype of storage."""
+    stored = {"bf16": "bfloat16", "f32": "float32"}.get(case.base_storage, case.dtype)
     return load.random(
-        abstract(case.shape), 0, dtype=jnp.dtype(stored), kind=case.base if case.base in QUANTISED else None
+        abstract(case.shape),
+        0,
+        dtype=jnp.dtype(stored),
+        kind=case.base_storage if case.base_storage in QUANTISED else None,
     )
 
 
-def run_of(case: Ours, index: int) -> RunConfig:
-    """The settings of a pack's run: ranks in turn, and another learning rate once they are through."""
+def run_of(case: LoraJaxCase, index: int) -> RunConfig:
+    """Returns the settings of run `index`. Ranks cycle, and the learning rate changes after each cycle."""
     lr = 1e-4 * (1 + index // len(case.ranks))
     return parse(
         {
@@ -66,85 +69,102 @@ def run_of(case: Ours, index: int) -> RunConfig:
             "seed": index,
             "batch": case.batch,
             "dtype": case.dtype,
-            "base_storage": case.base,
+            "base_storage": case.base_storage,
         }
     )
 
 
-def batch_of(case: Ours, step: int = 0) -> Batch:
-    """Random tokens, each to predict the next; nothing is padding."""
+def batch_of(case: LoraJaxCase, step: int = 0) -> Batch:
+    """Returns a batch of random tokens without padding. Each token is the label of the one before."""
     vocabulary = shapes.SHAPES[case.shape]["vocab_size"]
     drawn = np.random.default_rng(step).integers(0, vocabulary, (case.runs, case.batch, case.tokens + 1), np.int32)
     return Batch(drawn[..., :-1], np.ones(drawn[..., 1:].shape, bool), drawn[..., 1:])
 
 
 class Compiled(NamedTuple):
-    """A case's programs, the seconds of the step's tracing and compilation while `beside` others were compiled."""
+    """The compiled programs of a case.
 
-    stack: Any  # (inits, hypers) -> (state, constants, hyper): by itself, every small operation would be compiled
+    Attributes:
+      stack: (inits, hypers) -> (state, constants, hyper), as one program. Without `jit` every small operation would be
+        compiled separately.
+      step: the train step.
+      seconds: the time of tracing and compiling the step.
+      beside: the number of other cases that were compiled at the same time.
+      predicted: the bytes that train/memory.py predicts.
+    """
+
+    stack: Any
     step: Any
     seconds: float
     beside: int
-    predicted: int  # bytes, by train/memory.py
+    predicted: int
 
 
-def inits_of(case: Ours, base: nnx.Module) -> list[AdapterInit]:
+def inits_of(case: LoraJaxCase, base: nnx.Module) -> list[AdapterInit]:
+    """Returns the initial adapters of the case's runs."""
     runs = [run_of(case, i) for i in range(case.runs)]
     return [method_of(run.method).init(base, run) for run in runs]
 
 
-def hypers_of(case: Ours) -> list[Hyper]:
+def hypers_of(case: LoraJaxCase) -> list[Hyper]:
+    """Returns the hyperparameters of the case's runs."""
     return [hyper_of(run_of(case, i), STEPS) for i in range(case.runs)]
 
 
-def compile_all(cases: list[Ours], base: nnx.Module) -> list[concurrent.futures.Future[Compiled]]:
-    """Traces one case after another, and compiles each while the next are traced; all are done when this returns.
+def compile_all(cases: list[LoraJaxCase], base: nnx.Module) -> list[concurrent.futures.Future[Compiled]]:
+    """Compiles the programs of all cases. Each case compiles while the next ones are traced.
 
-    `base` may be shapes. What a case fails with is raised by its future.
+    Args:
+      cases: the cases.
+      base: the base; may be shapes.
+
+    Returns:
+      Futures, all done. The future of a case that failed raises its error.
     """
 
-    def finish(stacked, lowered, traced: float, bytes_of) -> Compiled:
-        began = time.perf_counter()
+    def finish(stacked, lowered, tracing_seconds: float, bytes_of) -> Compiled:
+        start_time = time.perf_counter()
         step = lowered.compile()
-        seconds = traced + time.perf_counter() - began
+        seconds = tracing_seconds + time.perf_counter() - start_time
         return Compiled(stacked.compile(), step, seconds, len(cases) - 1, bytes_of())
 
     futures: list[concurrent.futures.Future[Compiled]] = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for case in cases:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             try:
                 stacked, lowered, bytes_of = _lower(case, base)
-            except Exception as error:  # one that cannot be had, such as cuDNN's attention, must not stop the others
+            except Exception as error:  # an unsupported case, such as cuDNN's attention, must not stop the others
                 futures.append(concurrent.futures.Future())
                 futures[-1].set_exception(error)
                 continue
-            futures.append(pool.submit(finish, stacked, lowered, time.perf_counter() - began, bytes_of))
+            futures.append(pool.submit(finish, stacked, lowered, time.perf_counter() - start_time, bytes_of))
     return futures
 
 
-def _lower(case: Ours, base: nnx.Module):
-    """(The lowered stacking, the lowered step, what predicts its bytes), from shapes alone."""
+def _lower(case: LoraJaxCase, base: nnx.Module):
+    """Lowers a case from shapes. Returns the lowered `stack`, the lowered step, and a function that predicts bytes."""
     runs = [run_of(case, i) for i in range(case.runs)]
     method, program, hypers = method_of(runs[0].method), program_of(runs[0]), hypers_of(case)
-    # LoRA's init reads no weight, and full fine-tuning's copies them all; runs of one rank have the same shapes.
-    makes = {run.rank: functools.partial(method.init, run=run) for run in runs}
-    own: dict[int, AdapterInit] = {
-        rank: jax.eval_shape(make, base) if runs[0].method.trains_base else make(base) for rank, make in makes.items()
+    # LoRA's init reads no weight, but that of full fine-tuning copies all. Runs of one rank have the same shapes.
+    init_functions = {run.rank: functools.partial(method.init, run=run) for run in runs}
+    init_by_rank: dict[int, AdapterInit] = {
+        rank: jax.eval_shape(init, base) if runs[0].method.trains_base else init(base)
+        for rank, init in init_functions.items()
     }
-    inits = [own[run.rank] for run in runs]
+    inits = [init_by_rank[run.rank] for run in runs]
     stacked = jax.jit(functools.partial(stack, program)).lower(inits, hypers)
     batch = jax.eval_shape(lambda: batch_of(case))
     lowered = packed_step(program).lower(base, *stacked.out_info, batch)
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
-    widest = own[max(own)]
-    each = functools.partial(run_bytes, program, base, widest, hypers[0], example)
-    return stacked, lowered, lambda: size(base) + case.runs * each()
+    widest = init_by_rank[max(init_by_rank)]
+    bytes_per_run = functools.partial(run_bytes, program, base, widest, hypers[0], example)
+    return stacked, lowered, lambda: size(base) + case.runs * bytes_per_run()
 
 
-def measure(case: Ours, ready: concurrent.futures.Future[Compiled], base: nnx.Module) -> dict[str, Any]:
-    """A row of the bench: what is known of the program and, if it is to run, how long a step takes."""
-    compiled = ready.result()
+def measure(case: LoraJaxCase, future: concurrent.futures.Future[Compiled], base: nnx.Module) -> dict[str, Any]:
+    """Measures a case. Returns its row: figures of the program and, unless it only compiles, the seconds of a step."""
+    compiled = future.result()
     plan = compiled.step.memory_analysis()
     row: dict[str, Any] = facts(case) | {
         "compile_seconds": compiled.seconds,
@@ -171,14 +191,14 @@ def measure(case: Ours, ready: concurrent.futures.Future[Compiled], base: nnx.Mo
         return metrics
 
     row["seconds"] = spread(seconds_per_call(step, jax.block_until_ready))
-    # The highest of the process so far: it is this case's own only where it has risen.
+    # The device reports the peak of the whole process, which belongs to this case only if it has risen.
     row["memory"]["peak"] = after if (after := _peak()) != before else None
     return row | {"loss": [float(losses[0].mean()), float(losses[-1].mean())]}
 
 
-def sweep(case: Ours, began: float) -> dict[str, Any]:
-    """A pack from its process's start to its last step, on new tokens at every step."""
-    clock = Clock(began)
+def sweep(case: LoraJaxCase, start_time: float) -> dict[str, Any]:
+    """Measures a pack from the start of its process to its last step, with new tokens at every step."""
+    clock = Clock(start_time)
     clock.lap("imports")
     base = jax.block_until_ready(base_of(case))
     clock.lap("load")
@@ -197,8 +217,8 @@ def sweep(case: Ours, began: float) -> dict[str, Any]:
     return facts(case) | {"wall_seconds": clock.total, "parts": clock.parts, "loss": ends, "memory": memory}
 
 
-def facts(case: Ours) -> dict[str, Any]:
-    """What holds for a case before anything is measured; `flops` is of all its runs."""
+def facts(case: LoraJaxCase) -> dict[str, Any]:
+    """Returns the figures of a case that need no measurement. FLOPs are those of all runs together."""
     texts = case.runs * case.batch
     adapters = sum(
         shapes.adapter_flops(case.shape, run_of(case, i).rank, case.batch, case.tokens) for i in range(case.runs)
@@ -212,12 +232,12 @@ def facts(case: Ours) -> dict[str, Any]:
 
 
 def ceiling() -> dict[str, float]:
-    """FLOP/s of a square bfloat16 product of random matrices, the largest rate that this device reaches."""
+    """Measures the FLOP/s of a square bfloat16 product of random matrices, the highest that this device reaches."""
     width = 512 if jax.default_backend() == "cpu" else 8192
     a, b = (jax.random.normal(jax.random.key(i), (width, width), jnp.bfloat16) for i in range(2))
     product = jax.jit(jnp.matmul)
-    found = spread(seconds_per_call(lambda: product(a, b), jax.block_until_ready))
-    return {"flops_per_second": 2.0 * width**3 / found["median"], "width": width}
+    seconds = spread(seconds_per_call(lambda: product(a, b), jax.block_until_ready))
+    return {"flops_per_second": 2.0 * width**3 / seconds["median"], "width": width}
 
 
 def _peak() -> int | None:
@@ -226,20 +246,20 @@ def _peak() -> int | None:
 
 
 def main(job: dict[str, Any]) -> None:
-    """All of the cases have the same shape, base and flags."""
-    cases = [Ours.model_validate(case) for case in job["cases"]]
+    """Serves a job. All its cases have the same shape, base and flags."""
+    cases = [LoraJaxCase.model_validate(case) for case in job["cases"]]
 
     def prepare() -> list[Measure]:
         if cases[0].measure == "sweep":
-            return [functools.partial(sweep, cases[0], job["began"])]
-        whole = any(case.measure != "compile" for case in cases)
-        base = base_of(cases[0]) if whole else jax.eval_shape(lambda: base_of(cases[0]))
+            return [functools.partial(sweep, cases[0], job["start_time"])]
+        needs_weights = any(case.measure != "compile" for case in cases)
+        base = base_of(cases[0]) if needs_weights else jax.eval_shape(lambda: base_of(cases[0]))
         futures, limit = compile_all(cases, base), functools.cache(ceiling)
 
-        def measured(case: Ours, future: concurrent.futures.Future[Compiled]) -> dict[str, Any]:
+        def measure_with_ceiling(case: LoraJaxCase, future: concurrent.futures.Future[Compiled]) -> dict[str, Any]:
             return measure(case, future, base) | {"ceiling": limit()}
 
-        return [functools.partial(measured, *one) for one in zip(cases, futures, strict=True)]
+        return [functools.partial(measure_with_ceiling, *pair) for pair in zip(cases, futures, strict=True)]
 
     serve(job, prepare)
 

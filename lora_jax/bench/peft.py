@@ -1,9 +1,9 @@
-"""The other side: HF PEFT, one run after another, on the same batches from the same start; one process, one result.
+"""Measures HF PEFT: trains and scores one run after another, on the same inputs as lora_jax, in one process.
 
-    python -m lora_jax.bench.peft '{"began": ..., "inputs": file.npz, "model": folder, "mode": "eager", ...}'
+    python -m lora_jax.bench.peft '{"start_time": ..., "inputs": file.npz, "model": folder, "mode": "eager", ...}'
 
-Nothing of JAX is imported. What PEFT is spared: tokenising, since it is given padded batches; and reading its weights
-and importing torch for every run anew, since all runs are in one process.
+This module does not import JAX. The comparison favours PEFT in two ways: it gets padded batches and need not tokenise,
+and all its runs share one process, so it imports torch and reads the weights once.
 """
 
 import contextlib
@@ -17,9 +17,10 @@ import numpy as np
 from lora_jax.bench import inputs
 from lora_jax.bench.clock import Clock
 
-# Compiled or not; every matmul in float32, or in bfloat16 under autocast.
+# Eager or compiled, and matrix products in float32 or, under autocast, in bfloat16.
 MODES = ("eager", "eager-bf16", "compile", "compile-bf16")
-# The encoder's linear layers by lora_jax's name; the pooler, which mean pooling does not use, is left out.
+# PEFT's names of the encoder's linear layers by lora_jax's names. Mean pooling does not use the pooler, so it is not
+# adapted.
 SITES = {
     "attn/q": "attention.self.query",
     "attn/k": "attention.self.key",
@@ -30,8 +31,14 @@ SITES = {
 }
 
 
-def classifier(folder: Path, start: dict[str, np.ndarray], *, alpha: float):
-    """BertModel under PEFT's LoRA, mean pooling over tokens, a linear head; A, B and head as in `start`."""
+def classifier(folder: Path, init: dict[str, np.ndarray], *, alpha: float):
+    """Builds BertModel with PEFT's LoRA, mean pooling over tokens, and a linear head.
+
+    Args:
+      folder: the folder of the checkpoint.
+      init: the initial A, B and head, by path in lora_jax.
+      alpha: LoRA's alpha.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import BertModel
@@ -50,30 +57,35 @@ def classifier(folder: Path, start: dict[str, np.ndarray], *, alpha: float):
     bert = BertModel.from_pretrained(
         folder, add_pooling_layer=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    slots = {path.removesuffix("/adapter/a"): array for path, array in start.items() if path.endswith("/adapter/a")}
+    slots = {path.removesuffix("/adapter/a"): array for path, array in init.items() if path.endswith("/adapter/a")}
     rank = next(iter(slots.values())).shape[-1]
-    places = {f"encoder.layer.{i}.{name}" for name in SITES.values() for i in range(len(next(iter(slots.values()))))}
-    scale: Any = alpha  # declared an int; any number will do
-    config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=0.0, target_modules=sorted(places))
-    model = Classifier(get_peft_model(bert, config), *start["head/kernel/value"].shape)
-    given = {"head.weight": start["head/kernel/value"].T, "head.bias": start["head/bias/value"]}
-    for path, ours in slots.items():
+    target_modules = {
+        f"encoder.layer.{i}.{name}" for name in SITES.values() for i in range(len(next(iter(slots.values()))))
+    }
+    scale: Any = alpha  # PEFT declares an int, but accepts any number
+    config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=0.0, target_modules=sorted(target_modules))
+    model = Classifier(get_peft_model(bert, config), *init["head/kernel/value"].shape)
+    state = {"head.weight": init["head/kernel/value"].T, "head.bias": init["head/bias/value"]}
+    for path, a in slots.items():
         name = SITES[path.removeprefix("backbone/layers/")]
-        for i in range(len(ours)):
-            where = f"backbone.base_model.model.encoder.layer.{i}.{name}"
-            given[f"{where}.lora_A.default.weight"] = ours[i].T
-            given[f"{where}.lora_B.default.weight"] = start[f"{path}/lora/b"][i].T
+        for i in range(len(a)):
+            module = f"backbone.base_model.model.encoder.layer.{i}.{name}"
+            state[f"{module}.lora_A.default.weight"] = a[i].T
+            state[f"{module}.lora_B.default.weight"] = init[f"{path}/adapter/b"][i].T
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
-    if trained != set(given):
-        raise ValueError(f"PEFT trains {sorted(trained - set(given))}, and not {sorted(set(given) - trained)}")
-    model.load_state_dict({name: torch.tensor(value) for name, value in given.items()}, strict=False)
+    if trained != set(state):
+        raise ValueError(f"PEFT trains {sorted(trained - set(state))}, and not {sorted(set(state) - trained)}")
+    model.load_state_dict({name: torch.tensor(value) for name, value in state.items()}, strict=False)
     return model
 
 
-def train(model, batches: list[inputs.Words], *, lr: float, warmup: int, steps: int, clip: float, mode: str):
-    """Trains on `batches`, the first of `steps`; each step's loss, and its seconds.
+def train(model, batches: list[inputs.TokenBatch], *, lr: float, warmup: int, steps: int, clip: float, mode: str):
+    """Trains on `batches` with AdamW without weight decay.
 
-    AdamW without decay, the rate up linearly over `warmup` steps and down to zero at `steps`.
+    The learning rate rises linearly over `warmup` steps, and falls to zero at `steps`. There may be fewer batches.
+
+    Returns:
+      The loss and the seconds of each step.
     """
     import time
 
@@ -87,7 +99,7 @@ def train(model, batches: list[inputs.Words], *, lr: float, warmup: int, steps: 
     model.train()
     losses, seconds = [], []
     for tokens, mask, labels in batches:
-        began = time.time()
+        start_time = time.time()
         optimizer.zero_grad(set_to_none=True)
         with autocast(mode):
             loss = loss_of(model(as_tensor(tokens), as_tensor(mask)).float(), as_tensor(labels))
@@ -96,65 +108,65 @@ def train(model, batches: list[inputs.Words], *, lr: float, warmup: int, steps: 
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        seconds.append(time.time() - began)
+        seconds.append(time.time() - start_time)
     return losses, seconds
 
 
-def score(model, given: inputs.Inputs, mode: str) -> float:
-    """Accuracy over the test set."""
+def score(model, data: inputs.Inputs, mode: str) -> float:
+    """Returns the accuracy on the test set."""
     import torch
 
     model.eval()
-    right = total = 0
-    for (tokens, mask, labels), counts in zip(given.test, given.test_counts, strict=True):
+    correct = total = 0
+    for (tokens, mask, labels), counts in zip(data.test, data.test_counts, strict=True):
         with torch.inference_mode(), autocast(mode):
-            guess = model(as_tensor(tokens), as_tensor(mask)).argmax(-1).numpy()
-        right += int(((guess == labels) & counts).sum())
+            predicted = model(as_tensor(tokens), as_tensor(mask)).argmax(-1).numpy()
+        correct += int(((predicted == labels) & counts).sum())
         total += int(counts.sum())
-    return right / total
+    return correct / total
 
 
 def autocast(mode: str):
-    """The context that `mode` computes in."""
+    """Returns the autocast context of `mode`."""
     import torch
 
     return torch.autocast("cpu", torch.bfloat16) if mode.endswith("bf16") else contextlib.nullcontext()
 
 
 def as_tensor(array: np.ndarray):
-    """`array` for torch, whose embeddings and losses want int64."""
+    """Converts `array` to int64 for torch, as its embeddings and losses need."""
     import torch
 
     return torch.from_numpy(array.astype(np.int64))
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Trains and scores every run of the inputs in turn; with ``job["probe"]``, only so many steps of the last one."""
-    clock = Clock(job["began"])
+    """Trains and scores the runs of the inputs in turn. ``job["probe"]`` limits it to so many steps of the last run."""
+    clock = Clock(job["start_time"])
     import torch
     import transformers  # noqa: F401 (imported here so that the clock books it as an import)
     from peft import LoraConfig  # noqa: F401
 
     clock.lap("imports")
     mode, probe = job["mode"], job.get("probe")
-    given = inputs.load(Path(job["inputs"]))
+    data = inputs.load(Path(job["inputs"]))
     clock.lap("load")
     accuracy, losses, seconds = [], [], []
-    for rank, alpha, start in list(zip(job["ranks"], job["alphas"], given.starts, strict=True))[-1 if probe else 0 :]:
-        assert start["backbone/layers/attn/q/adapter/a"].shape[-1] == rank
-        model = classifier(Path(job["model"]), start, alpha=alpha)
+    for rank, alpha, init in list(zip(job["ranks"], job["alphas"], data.inits, strict=True))[-1 if probe else 0 :]:
+        assert init["backbone/layers/attn/q/adapter/a"].shape[-1] == rank
+        model = classifier(Path(job["model"]), init, alpha=alpha)
         if mode.startswith("compile"):
-            # One program a length; several are one function's, which has a limit.
+            # Torch compiles one program per length, and limits the programs of a function.
             torch._dynamo.config.cache_size_limit = 64
             model = torch.compile(model, dynamic=False)
         clock.lap("load")
-        own = {key: job[key] for key in ("lr", "warmup", "steps", "clip")}
-        run_losses, run_seconds = train(model, given.train[:probe], **own, mode=mode)
+        optimization = {key: job[key] for key in ("lr", "warmup", "steps", "clip")}
+        run_losses, run_seconds = train(model, data.train[:probe], **optimization, mode=mode)
         clock.lap("train")
         losses.append(run_losses)
         seconds.append(run_seconds)
         if not probe:
-            accuracy.append(score(model, given, mode))
+            accuracy.append(score(model, data, mode))
             clock.lap("eval")
     return {
         "seconds": clock.total,

@@ -1,9 +1,10 @@
-"""The other side of the step bench: a train step of transformers, under PEFT's LoRA or full; one process, one case.
+"""Measures PEFT in the step bench: a train step of transformers with PEFT's LoRA, or full; one case per process.
 
     python -m lora_jax.bench.peft_step '{"cases": [case], "rows": file}'
 
-Nothing of JAX is imported. What PEFT is spared: its weights, factors and optimizer state are bfloat16 throughout (ours
-train in float32) unless ``factors=float32``; its loss is never read back while it is timed; no metric is computed.
+This module does not import JAX. The comparison favours PEFT: its weights, factors and optimizer state are bfloat16
+(lora_jax trains in float32) unless ``factors=float32``, its loss is not read back while it is timed, and it computes no
+metric.
 """
 
 import contextlib
@@ -14,13 +15,13 @@ import time
 from typing import Any
 
 from lora_jax.bench import shapes
-from lora_jax.bench.cases import Peft
+from lora_jax.bench.cases import PeftCase
 from lora_jax.bench.clock import seconds_per_call, spread
 from lora_jax.bench.worker import Measure, serve
 
 
-def model_of(case: Peft, device: str):
-    """Random weights of the case's shape on `device`, with what it trains."""
+def model_of(case: PeftCase, device: str):
+    """Returns a model with random weights on `device`, with LoRA if the case has it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -39,9 +40,9 @@ def model_of(case: Peft, device: str):
 
 
 class Stepper:
-    """`step()` is one update on the same random tokens: AdamW, gradients clipped to a norm of 1."""
+    """Updates a model on the same random tokens at every step: AdamW, gradients clipped to a norm of 1."""
 
-    def __init__(self, case: Peft, model: Any, device: str, tokens: Any = None):
+    def __init__(self, case: PeftCase, model: Any, device: str, tokens: Any = None):
         import torch
 
         self.model = torch.compile(model, dynamic=False) if case.mode == "compile" else model
@@ -51,11 +52,13 @@ class Stepper:
             vocabulary = shapes.SHAPES[case.shape]["vocab_size"]
             tokens = torch.randint(vocabulary, (case.batch, case.tokens), device=device)
         self.tokens = tokens
-        wide = case.factors == "float32" and case.dtype == "bfloat16"
-        self.context = functools.partial(torch.autocast, device, torch.bfloat16) if wide else contextlib.nullcontext
+        mixed_precision = case.factors == "float32" and case.dtype == "bfloat16"
+        self.context = (
+            functools.partial(torch.autocast, device, torch.bfloat16) if mixed_precision else contextlib.nullcontext
+        )
 
     def step(self):
-        """The loss before the update, on the device."""
+        """Updates the model. Returns the loss before the update, on the device."""
         import torch
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -67,8 +70,15 @@ class Stepper:
         return loss.detach()
 
 
-def measure(case: Peft, stepper: Stepper, device: str, first: float) -> dict[str, Any]:
-    """A row of the bench; `first` is the seconds that the first step took, compilation included."""
+def measure(case: PeftCase, stepper: Stepper, device: str, first_seconds: float) -> dict[str, Any]:
+    """Measures a case. Returns its row.
+
+    Args:
+      case: the case.
+      stepper: the model and optimizer, after one step.
+      device: ``cuda`` or ``cpu``.
+      first_seconds: the time of the first step, compilation included.
+    """
     import torch
 
     cuda = device == "cuda"
@@ -84,7 +94,7 @@ def measure(case: Peft, stepper: Stepper, device: str, first: float) -> dict[str
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "platform": "gpu" if cuda else "cpu",
-        "compile_seconds": max(0.0, first - seconds["median"]),
+        "compile_seconds": max(0.0, first_seconds - seconds["median"]),
         "seconds": seconds,
         "flops": shapes.model_flops(case.shape, case.method, case.batch, case.tokens),
         "memory": {"peak": torch.cuda.max_memory_allocated() if cuda else None},
@@ -93,17 +103,18 @@ def measure(case: Peft, stepper: Stepper, device: str, first: float) -> dict[str
 
 
 def main(job: dict[str, Any]) -> None:
-    (case,) = (Peft.model_validate(case) for case in job["cases"])
+    """Serves a job of one case."""
+    (case,) = (PeftCase.model_validate(case) for case in job["cases"])
 
     def prepare() -> list[Measure]:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         stepper = Stepper(case, model_of(case, device), device)
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         float(stepper.step())
-        first = time.perf_counter() - began
-        return [functools.partial(measure, case, stepper, device, first)]
+        first_seconds = time.perf_counter() - start_time
+        return [functools.partial(measure, case, stepper, device, first_seconds)]
 
     serve(job, prepare)
 

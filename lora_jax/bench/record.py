@@ -1,4 +1,4 @@
-"""What a bench leaves: ``<out>/<name>-<device>.json`` and ``.md``, with all that is needed to judge and repeat it."""
+"""Writes the results of a bench: ``<out>/<name>-<device>.json`` and ``.md``, with the facts needed to repeat it."""
 
 import dataclasses
 import datetime
@@ -17,7 +17,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`device` names the hardware in the file's name; `text` is Markdown; `figures` any JSON."""
+    """The results of a bench.
+
+    Attributes:
+      name: the first part of the file's name.
+      device: the second part of the file's name.
+      title: the title of the page.
+      text: the page in Markdown.
+      figures: any JSON object.
+    """
 
     name: str
     device: str
@@ -27,19 +35,19 @@ class Report:
 
 
 def write(report: Report, out: Path, command: Sequence[str]) -> Path:
-    """Writes both files and returns the Markdown one."""
-    found = versions()
+    """Writes both files. Returns the path of the Markdown file."""
+    package_versions = versions()
     facts: dict[str, Any] = {
         "command": shlex.join(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "hardware": hardware(),
-        "versions": found,
+        "versions": package_versions,
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{report.name}-{report.device}"
     path.with_suffix(".json").write_text(json.dumps(facts | report.figures, indent=2) + "\n")
-    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    listed = ", ".join(f"{name} {version}" for name, version in package_versions.items())
     head = [
         f"# {report.title}",
         "",
@@ -54,36 +62,38 @@ def write(report: Report, out: Path, command: Sequence[str]) -> Path:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     return "\n".join("|" + "|".join(cells) + "|" for cells in (header, ["-"] * len(header), *rows))
 
 
 def hardware() -> str:
-    """The processor, its cores as this process may use them, and the system."""
+    """Returns the processor, the number of cores that this process may use, and the operating system."""
     model = platform.processor() or platform.machine()
     try:
         lines = subprocess.run(["lscpu"], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
-        named = dict(line.split(":", 1) for line in lines.splitlines() if ":" in line)
-        model = f"{named['Model name'].strip()} (family {named['CPU family'].strip()}, model {named['Model'].strip()})"
+        fields = dict(line.split(":", 1) for line in lines.splitlines() if ":" in line)
+        model = (
+            f"{fields['Model name'].strip()} (family {fields['CPU family'].strip()}, model {fields['Model'].strip()})"
+        )
     except (OSError, KeyError):
-        pass  # no lscpu, or one that says less
+        pass  # lscpu is missing or lacks these fields
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores, {platform.system()} {platform.release()}"
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' that a result may depend on."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python and of the packages that may affect results."""
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def commit() -> str:
-    """The commit of this checkout, with "+" where files differ from it."""
+    """Returns the commit of this checkout, followed by "+" if files differ from it."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],

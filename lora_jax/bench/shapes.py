@@ -1,6 +1,6 @@
-"""Models that a step is measured on, by their ``config.json`` alone, and the arithmetic that a step of them needs.
+"""Shapes of the models in the step bench, as ``config.json`` has them, and the FLOPs of a step.
 
-Nothing of JAX or torch is imported: both sides read this.
+Both sides import this module, so it imports neither JAX nor torch.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 10000.0, "tie_word_embeddings": False},
 }
-# A forward pass multiplies by every weight once; so does the gradient of the activations, and that of the weights.
+# 2 FLOPs for each weight and token in the forward pass, in the gradient of activations, and in that of weights.
 FLOPS_PER_WEIGHT = {"lora": 4, "full": 6}
 
 
 def linears(shape: str) -> dict[str, tuple[int, int]]:
-    """(d_in, d_out) of each linear layer of a block."""
+    """Returns (d_in, d_out) of each linear layer of a block."""
     config = SHAPES[shape]
     width, inner = config["hidden_size"], config["intermediate_size"]
     key_width = width // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -38,9 +38,9 @@ def linears(shape: str) -> dict[str, tuple[int, int]]:
 
 
 def weights(shape: str) -> int:
-    """Weights that a token is multiplied by: every block's linear layers and the output layer.
+    """Returns the number of weights that a token is multiplied by: the blocks' linear layers and the output layer.
 
-    An embedding is a lookup and is not counted; where it is tied, it is counted as the output layer that it is too.
+    An embedding is a lookup and is not counted. A tied embedding counts as the output layer.
     """
     config = SHAPES[shape]
     block = sum(d_in * d_out for d_in, d_out in linears(shape).values())
@@ -48,11 +48,11 @@ def weights(shape: str) -> int:
 
 
 def model_flops(shape: str, method: str, texts: int, tokens: int) -> float:
-    """FLOPs that a step on `texts` of `tokens` needs, a multiplication and an addition counted as two.
+    """Returns the FLOPs of a step on `texts` of `tokens` tokens. A multiplication and an addition count as two.
 
-    4 a token for each of `weights` under LoRA, 6 in full fine-tuning; and attention's two products, forward once and
-    backward twice, over the (tokens + 1) / 2 keys that a causal mask leaves a token on average. Not counted: what is
-    computed again (rematerialisation), LoRA's own factors (`adapter_flops`), norms, softmax, the optimizer.
+    Each of `weights` takes 4 FLOPs per token under LoRA, and 6 in full fine-tuning. Attention's two products count once
+    forward and twice backward, over the (tokens + 1) / 2 keys that a causal mask leaves a token on average. Not counted
+    are rematerialisation, LoRA's factors (`adapter_flops`), norms, softmax and the optimizer.
     """
     config = SHAPES[shape]
     attention = 3 * 2 * 2 * config["num_hidden_layers"] * config["hidden_size"] * (tokens + 1) / 2
@@ -60,6 +60,6 @@ def model_flops(shape: str, method: str, texts: int, tokens: int) -> float:
 
 
 def adapter_flops(shape: str, rank: int, texts: int, tokens: int) -> float:
-    """FLOPs of one run's LoRA factors on every linear layer of the blocks: 6 a token for each of their numbers."""
+    """Returns the FLOPs of one run's LoRA factors on every linear layer of the blocks: 6 per parameter and token."""
     pairs = sum(rank * (d_in + d_out) for d_in, d_out in linears(shape).values())
     return 6.0 * texts * tokens * SHAPES[shape]["num_hidden_layers"] * pairs

@@ -1,17 +1,17 @@
-"""The page of a step bench, from its rows: every case, ours beside PEFT's, what packing pays."""
+"""Builds the page of the step bench from its rows: all cases, lora_jax compared with PEFT, and the gain of packing."""
 
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 from lora_jax.bench import record
-from lora_jax.bench.cases import described, parse_case
+from lora_jax.bench.cases import case_to_json, parse_case
 
 Row = dict[str, Any]
 
 
 def page(rows: list[Row]) -> str:
-    """Markdown. A utilisation is against the median ceiling of the rows, which all are of one device."""
+    """Returns the page in Markdown. All rows are of one device, and utilisation is relative to their median ceiling."""
     limits = [row["ceiling"]["flops_per_second"] for row in rows if "ceiling" in row]
     limit = statistics.median(limits) if limits else None
     timed = [row for row in rows if "seconds" in row]
@@ -20,44 +20,44 @@ def page(rows: list[Row]) -> str:
 
 
 def line(row: Row) -> str:
-    """A row in short, as it is printed when it comes."""
+    """Returns a row as one line, which is printed after the measurement."""
     if "error" in row:
         return f"{name_of(row['case'])}: {row['error']}"
     if "wall_seconds" in row:
-        return f"{name_of(row['case'])}: {row['wall_seconds']:.1f} s in all"
-    found = [f"compiled in {row['compile_seconds']:.1f} s"]
+        return f"{name_of(row['case'])}: {row['wall_seconds']:.1f} s in total"
+    figures = [f"compiled in {row['compile_seconds']:.1f} s"]
     if "seconds" in row:
-        found += [f"{_ms(row)} ms", f"{row['flops'] / row['seconds']['median'] / 1e12:.4g} TFLOP/s"]
-    return f"{name_of(row['case'])}: {', '.join(found)}, {_gigabytes(row, 'planned')} GB planned"
+        figures += [f"{_ms(row)} ms", f"{row['flops'] / row['seconds']['median'] / 1e12:.4g} TFLOP/s"]
+    return f"{name_of(row['case'])}: {', '.join(figures)}, {_gigabytes(row, 'planned')} GB planned"
 
 
 def name_of(case: Row) -> str:
-    """What tells a case from the default one of its side."""
-    default = described(parse_case({"side": case["side"]}))
-    own = [
-        key for key in case if case[key] != default[key] and key not in ("side", "method", "batch", "tokens", "runs")
-    ]
-    told = [f"{key}={_plain(case[key])}" for key in own]
+    """Returns a name for a case, with the settings that differ from the defaults of its side."""
+    default = case_to_json(parse_case({"side": case["side"]}))
+    always_named = ("side", "method", "batch", "tokens", "runs")
+    changed = [key for key in case if case[key] != default[key] and key not in always_named]
+    settings = [f"{key}={_plain(case[key])}" for key in changed]
     runs = f"{case['runs']} × " if case.get("runs", 1) > 1 else ""
-    what = {"lora": "LoRA", "full": "full"}[case["method"]]
-    side = "PEFT" if case["side"] == "peft" and case["method"] == "lora" else "HF" if case["side"] == "peft" else "ours"
+    method = {"lora": "LoRA", "full": "full"}[case["method"]]
+    peft_side = "PEFT" if case["method"] == "lora" else "HF"
+    side = peft_side if case["side"] == "peft" else "lora_jax"
     mode = f" {case['mode']}" if case["side"] == "peft" else ""
-    return " ".join([f"{side}{mode}, {what}, {runs}{case['batch']} × {case['tokens']}", *told])
+    return " ".join([f"{side}{mode}, {method}, {runs}{case['batch']} × {case['tokens']}", *settings])
 
 
 def _about(rows: list[Row], limits: list[float]) -> str:
     devices = sorted({row["device"] for row in rows if "device" in row})
     text = [
         f"On {', '.join(devices)}. Random weights and tokens, AdamW, gradients clipped, LoRA on all linear layers of "
-        "the blocks. A step is the median over 10 blocks of calls after a warm-up, least and most in brackets. FLOPs "
-        "are the model's: 4 (LoRA) or 6 (full) a token for each weight of the blocks and of the output layer, and "
-        "attention's products over the keys that are not masked; no lookup, no LoRA factor, nothing computed twice. "
-        "What compiles, compiles beside its whole stage, so seconds of compilation are upper bounds.",
+        "the blocks. A step is the median over 10 blocks of calls after a warm-up, minimum and maximum in brackets. "
+        "FLOPs are the model's: 4 (LoRA) or 6 (full) a token for each weight of the blocks and of the output layer, "
+        "and attention's products over the keys that are not masked. Lookups, LoRA's factors and rematerialisation do "
+        "not count. All cases of a stage compile at the same time, so seconds of compilation are upper bounds.",
     ]
     if limits:
-        found = ", ".join(f"{limit / 1e12:.4g}" for limit in limits[:1])
+        first = f"{limits[0] / 1e12:.4g}"
         spread = f"{min(limits) / 1e12:.4g} to {max(limits) / 1e12:.4g}"
-        text.append(f"The ceiling, a large bfloat16 product measured here: {found} TFLOP/s ({spread}).")
+        text.append(f"The ceiling, a large bfloat16 product measured here: {first} TFLOP/s ({spread}).")
     return " ".join(text)
 
 
@@ -80,9 +80,14 @@ def _cases(rows: list[Row], limit: float | None) -> str:
             continue
         cells = [""] * 4
         if "seconds" in row:
-            rate = row["flops"] / row["seconds"]["median"]
-            share = f"{100 * rate / limit:.1f}%" if limit else ""
-            cells = [_ms(row), f"{_tokens(row) / row['seconds']['median']:,.0f}", f"{rate / 1e12:.4g}", share]
+            flops_per_second = row["flops"] / row["seconds"]["median"]
+            share = f"{100 * flops_per_second / limit:.1f}%" if limit else ""
+            cells = [
+                _ms(row),
+                f"{_tokens(row) / row['seconds']['median']:,.0f}",
+                f"{flops_per_second / 1e12:.4g}",
+                share,
+            ]
         compiled = f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else ""
         memory = [_gigabytes(row, key) for key in ("planned", "peak", "predicted")]
         table.append([name_of(row["case"]), *cells, compiled, *memory])
@@ -90,43 +95,46 @@ def _cases(rows: list[Row], limit: float | None) -> str:
 
 
 def _compared(timed: list[Row]) -> str:
-    """Each of ours beside each of theirs of the same shape and texts: a run's step, theirs over ours."""
+    """Compares each row of lora_jax with each row of PEFT of the same shape and texts: the ratio of a run's step."""
 
-    def alike(row: Row) -> tuple:
+    def workload(row: Row) -> tuple:
         return tuple(row["case"][key] for key in ("shape", "batch", "tokens"))
 
-    theirs = [row for row in timed if row["case"]["side"] == "peft"]
+    lora_jax_rows = [row for row in timed if row["case"]["side"] == "ours"]
+    peft_rows = [row for row in timed if row["case"]["side"] == "peft"]
     table = [
-        [name_of(own["case"]), name_of(other["case"]), f"{_ratio(own, other):.2f}"]
-        for own in timed
-        for other in theirs
-        if own["case"]["side"] == "ours" and alike(own) == alike(other) and _method(own) == _method(other)
+        [name_of(row["case"]), name_of(peft_row["case"]), f"{_ratio(row, peft_row):.2f}"]
+        for row in lora_jax_rows
+        for peft_row in peft_rows
+        if workload(row) == workload(peft_row) and _method(row) == _method(peft_row)
     ]
-    header = ["ours", "theirs", "theirs / ours, a run's step"]
-    return "Beside theirs:\n\n" + record.table(header, table) if table else ""
+    header = ["lora_jax", "PEFT", "PEFT / lora_jax, a run's step"]
+    return "Compared with PEFT:\n\n" + record.table(header, table) if table else ""
 
 
 def _packing(timed: list[Row]) -> str:
-    """The steps of packs of each size, over the quickest step of one run with as many tokens."""
-    ours = [row for row in timed if row["case"]["side"] == "ours" and _method(row) == "lora"]
+    """Compares the step of packs of each size with the fastest step of one run of the same texts."""
+    lora_rows = [row for row in timed if row["case"]["side"] == "ours" and _method(row) == "lora"]
     groups: dict[tuple, list[Row]] = {}
-    for row in ours:
-        groups.setdefault(tuple(row["case"][key] for key in ("shape", "base", "batch", "tokens")), []).append(row)
+    for row in lora_rows:
+        groups.setdefault(tuple(row["case"][key] for key in ("shape", "base_storage", "batch", "tokens")), []).append(
+            row
+        )
     table = []
     for (shape, _, batch, tokens), group in groups.items():
-        one = min((_median(row) for row in group if row["case"]["runs"] == 1), default=None)
-        if one is None or len({row["case"]["runs"] for row in group}) == 1:
+        single = min((_median(row) for row in group if row["case"]["runs"] == 1), default=None)
+        if single is None or len({row["case"]["runs"] for row in group}) == 1:
             continue
-        for runs, row in sorted(_least(group, lambda row: row["case"]["runs"]).items()):
-            cost = _median(row) / one
-            told = [f"{shape}, {batch} × {tokens}", str(runs), _ms(row), f"{cost:.2f}", f"{runs / cost:.2f}"]
-            table.append([*told, row["case"]["remat"], str(row["case"]["unroll"])])
+        for runs, row in sorted(_fastest(group, lambda row: row["case"]["runs"]).items()):
+            cost = _median(row) / single
+            cells = [f"{shape}, {batch} × {tokens}", str(runs), _ms(row), f"{cost:.2f}", f"{runs / cost:.2f}"]
+            table.append([*cells, row["case"]["remat"], str(row["case"]["unroll"])])
     header = ["texts of a run", "runs", "step ms", "times one run's", "gain over one by one", "remat", "unroll"]
-    return "Packing, the quickest setting of each size:\n\n" + record.table(header, table) if table else ""
+    return "Packing, the fastest setting of each size:\n\n" + record.table(header, table) if table else ""
 
 
 def _sweeps(rows: list[Row], timed: list[Row]) -> str:
-    """Whole sweeps, against what PEFT's measured steps amount to."""
+    """Compares whole sweeps with the time that PEFT's measured steps add up to."""
     table = []
     for row in rows:
         if "wall_seconds" not in row:
@@ -135,22 +143,26 @@ def _sweeps(rows: list[Row], timed: list[Row]) -> str:
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in row["parts"].items())
         table.append([name_of(case), f"{wall:.1f} ({parts})", "", ""])
         for other in timed:
-            peer = other["case"]
-            same = all(peer[key] == case[key] for key in ("shape", "method", "batch", "tokens"))
-            if peer["side"] == "peft" and same:
+            peft_case = other["case"]
+            same = all(peft_case[key] == case[key] for key in ("shape", "method", "batch", "tokens"))
+            if peft_case["side"] == "peft" and same:
                 steps = case["runs"] * case["steps"] * _median(other)
-                once = other["compile_seconds"] if peer["mode"] == "compile" else 0.0
-                cells = [f"{steps + once:.0f} ({once:.0f} of it compiling)", f"{(steps + once) / wall:.1f}"]
-                table.append([name_of(peer), *cells, f"{steps / wall:.1f}"])
+                compilation = other["compile_seconds"] if peft_case["mode"] == "compile" else 0.0
+                cells = [
+                    f"{steps + compilation:.0f} ({compilation:.0f} of it compiling)",
+                    f"{(steps + compilation) / wall:.1f}",
+                ]
+                table.append([name_of(peft_case), *cells, f"{steps / wall:.1f}"])
     note = (
-        "Sweeps, from the process's start to the last step, without evaluation. Theirs is computed and not run: the "
-        "measured step times steps and runs, and one compilation; their start is not counted."
+        "Sweeps, from the process's start to the last step, without evaluation. PEFT's time is computed and not "
+        "measured: its measured step times steps and runs, and one compilation. Its process's start does not count."
     )
-    header = ["", "seconds", "theirs / ours", "without their compilation"]
+    header = ["", "seconds", "PEFT / lora_jax", "without PEFT's compilation"]
     return f"{note}\n\n{record.table(header, table)}" if table else ""
 
 
-def _least(rows: list[Row], key: Callable[[Row], Any]) -> dict[Any, Row]:
+def _fastest(rows: list[Row], key: Callable[[Row], Any]) -> dict[Any, Row]:
+    """Returns the row with the fastest step for each value of `key`."""
     best: dict[Any, Row] = {}
     for row in rows:
         if key(row) not in best or _median(row) < _median(best[key(row)]):
@@ -158,8 +170,9 @@ def _least(rows: list[Row], key: Callable[[Row], Any]) -> dict[Any, Row]:
     return best
 
 
-def _ratio(own: Row, other: Row) -> float:
-    return own["case"]["runs"] * _median(other) / _median(own)
+def _ratio(row: Row, peft_row: Row) -> float:
+    """Returns the time that PEFT takes for the runs of `row`, one after another, over that of the pack."""
+    return row["case"]["runs"] * _median(peft_row) / _median(row)
 
 
 def _method(row: Row) -> str:
@@ -175,13 +188,13 @@ def _tokens(row: Row) -> int:
 
 
 def _ms(row: Row) -> str:
-    least, median, most = (1e3 * row["seconds"][key] for key in ("min", "median", "max"))
-    return f"{median:.2f} ({least:.2f}–{most:.2f})"
+    minimum, median, maximum = (1e3 * row["seconds"][key] for key in ("min", "median", "max"))
+    return f"{median:.2f} ({minimum:.2f}–{maximum:.2f})"
 
 
 def _gigabytes(row: Row, key: str) -> str:
-    found = row.get("memory", {}).get(key)
-    return "" if found is None else f"{found / 1e9:.2f}"
+    size = row.get("memory", {}).get(key)
+    return "" if size is None else f"{size / 1e9:.2f}"
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""A process that measures cases when it is told to, so that nothing else runs while it does.
+"""A process that measures cases on request, so that nothing else runs during a measurement.
 
-It is given a job as JSON, gets everything ready (weights, compilation), says so, and then measures the case whose
-number it reads, one line after another. Each result goes to the file of rows before it says that it is done.
+It gets a job as JSON, prepares weights and programs, and prints ``ready``. Then it reads numbers of cases, one per
+line. For each it measures the case, appends the result to the file of rows, and prints ``done``.
 """
 
 import json
@@ -17,18 +17,23 @@ Measure = Callable[[], dict[str, Any]]
 
 
 def serve(job: dict[str, Any], prepare: Callable[[], list[Measure]]) -> None:
-    """`prepare` returns what measures each of ``job["cases"]``; what fails leaves a row with its error."""
+    """Prepares a job and measures its cases on request. A case that fails gets a row with its error.
+
+    Args:
+      job: ``cases``, and ``rows``, the file of results.
+      prepare: returns the functions that measure each case.
+    """
     rows = Path(job["rows"])
     measures = prepare()
     print(READY, flush=True)
     for line in sys.stdin:
         index = int(line)
         try:
-            found = measures[index]()
-        except Exception as error:  # out of memory, most likely; the next case may fit
+            result = measures[index]()
+        except Exception as error:  # most likely out of memory; the next case may fit
             traceback.print_exc()
-            found = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        append(rows, {"case": job["cases"][index], **found})
+            result = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+        append(rows, {"case": job["cases"][index], **result})
         print(DONE, flush=True)
 
 

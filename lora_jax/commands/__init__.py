@@ -1,6 +1,6 @@
-"""What the commands in ``experiments/`` do: their arguments before Hydra, training within it, results after it.
+"""The commands in ``experiments/``: arguments before Hydra, training within Hydra, results after Hydra.
 
-Nothing heavy is imported before it is needed, so that help and refusals come at once.
+Heavy modules are imported late, so that help and error messages appear at once.
 """
 
 import os
@@ -15,14 +15,14 @@ __all__ = ["exit_on_user_error", "run"]
 
 
 def run(task: Callable[[Any], float], *, kind: str, results: Path) -> NoReturn:
-    """Runs ``experiments.sweep`` or ``experiments.train``: `task` trains what Hydra has composed, `kind` is as below.
+    """Runs ``experiments.sweep`` or ``experiments.train``, and ends the process.
 
-    Ends the process: 0, 1 where a run failed or diverged, 2 for what the user got wrong, 130 when interrupted.
+    The exit status is 0, 1 if a run failed or diverged, 2 for a UserError or an error of Hydra, or 130 if interrupted.
 
     Args:
-      task: Hydra's task function.
-      kind: ``sweep`` for a multirun, ``run`` for a single one; also the name of the primary config.
-      results: where new folders are made.
+      task: Hydra's task function. It trains the composed settings.
+      kind: ``sweep`` for a multirun, ``run`` for a single run; also the name of the primary config.
+      results: the parent of new result folders.
     """
     import hydra
     from hydra.errors import HydraException
@@ -33,7 +33,7 @@ def run(task: Callable[[Any], float], *, kind: str, results: Path) -> NoReturn:
     from lora_jax.commands.refusals import explain_hydra
     from lora_jax.errors import UserError
 
-    # Hydra raises its errors in place of printing them, so that they can end like every other bad input.
+    # With HYDRA_FULL_ERROR Hydra raises its errors, so that they can be printed like every UserError.
     traceback_wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "1") != "1"
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=kind)(task)
     with exit_on_user_error():
@@ -54,6 +54,6 @@ def run(task: Callable[[Any], float], *, kind: str, results: Path) -> NoReturn:
                 raise
             raise UserError(explain_hydra(error, setting_names(kind))) from None
         except KeyboardInterrupt:
-            resume = f"; go on with it by resume={folder}" if folder is not None and folder.exists() else ""
-            print(f"stopped{resume}", file=sys.stderr)
+            resume = f"; continue with resume={folder}" if folder is not None and folder.exists() else ""
+            print(f"interrupted{resume}", file=sys.stderr)
             sys.exit(130)

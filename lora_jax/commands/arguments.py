@@ -1,4 +1,4 @@
-"""Before Hydra: the words of a command line, and the folder of its results."""
+"""Prepares command-line arguments for Hydra, and chooses the folder of the results."""
 
 import contextlib
 import datetime
@@ -13,26 +13,34 @@ from omegaconf import OmegaConf
 from lora_jax.config.renamed import RENAMED
 from lora_jax.errors import UserError
 
-ONLY_SHOWS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-# What tells the points of a study apart.
+SHOW_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+# Settings that distinguish the points of a study.
 STUDY = ("method", "rank", "alpha", "targets", "lr", "seed", "base_storage", "model", "task")
 
 
 def only_shows(given: Sequence[str]) -> bool:
-    """Returns whether Hydra is only to show something, such as its help."""
-    return any(item.split("=")[0] in ONLY_SHOWS for item in given)
+    """Returns whether Hydra only shows something, such as its help, and runs nothing."""
+    return any(item.split("=")[0] in SHOW_FLAGS for item in given)
 
 
 def arguments(given: Sequence[str], *, kind: str, results: Path) -> tuple[list[str], Path | None]:
-    """Returns Hydra's arguments for a ``sweep`` or a single ``run``, and the folder that its results go to.
+    """Completes the arguments of a command for Hydra, and chooses the folder of its results.
 
-    A new folder under `results` is made, one that no other process has; ``resume=<folder>`` takes that folder and
-    what was asked for then. There is no folder where Hydra is only to show something.
+    Without a given folder, a new one is created under `results` that no other process uses. ``resume=<folder>`` uses
+    that folder and its recorded overrides.
 
-    Raises UserError for a setting that has another name today, for a folder to resume that is none, and for one to
-    write to that is taken.
+    Args:
+      given: the arguments of the command line.
+      kind: ``sweep`` or ``run``.
+      results: the parent of new result folders.
+
+    Returns:
+      Hydra's arguments, and the folder, or None if Hydra only shows something.
+
+    Raises:
+      UserError: a setting has been renamed, the folder to resume has no results, or the chosen folder is not empty.
     """
-    given = [_quoted(item) for item in given]
+    given = [_quote(item) for item in given]
     for item in given:
         key, _, value = item.lstrip("+").partition("=")
         if key in RENAMED:
@@ -44,39 +52,41 @@ def arguments(given: Sequence[str], *, kind: str, results: Path) -> tuple[list[s
         given = [*(item for item in given if item not in ("--multirun", "-m")), "--multirun"]
     resume = [_value(item) for item in given if item.startswith("resume=")]
     if resume and resume[-1] not in ("", "null"):
-        return _resumed(given, Path(resume[-1]), kind)
+        return _resume(given, Path(resume[-1]), kind)
     if kind == "sweep":
-        given = _named_by_what_varies(given)
+        given = _exclude_shared_from_names(given)
     key = f"hydra.{kind}.dir"
     chosen = [_value(item) for item in given if item.startswith(f"{key}=")]
     if chosen:
         folder = Path(chosen[-1])
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{key}={folder}: is there already and not empty; go on with it by resume={folder}")
+            raise UserError(f"{key}={folder}: the folder is not empty; continue it with resume={folder}")
         return given, folder
     folder = _new_folder(results)
     return _with_override(given, f"{key}='{folder}'"), folder
 
 
-def _named_by_what_varies(given: list[str]) -> list[str]:
-    """Names points by what is swept, ``rank=8``, and not by what they share, ``steps=20``.
+def _exclude_shared_from_names(given: list[str]) -> list[str]:
+    """Excludes shared settings, ``steps=20``, from the names of points, so that swept ones remain, ``rank=8``.
 
-    Where nothing is swept here (one point, or hydra.sweeper.params), by what studies are about. ``method`` always
-    counts, since it tells a baseline from the rest.
+    If no override is swept (one point, or hydra.sweeper.params), the settings in STUDY remain. ``method`` always
+    remains, because it distinguishes a baseline.
     """
     overrides = [item for item in given if "=" in item and not item.startswith("-")]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException:
-        return given  # Hydra will say it better
+        return given  # Hydra reports this error with more detail
     shared = [item.key_or_group for item in parsed if not item.is_sweep_override()]
-    telling = ("method",) if len(shared) < len(parsed) else STUDY
-    left_out = ",".join(["resume", *(key for key in shared if key not in telling and not key.startswith("hydra"))])
+    distinguishing = ("method",) if len(shared) < len(parsed) else STUDY
+    left_out = ",".join(
+        ["resume", *(key for key in shared if key not in distinguishing and not key.startswith("hydra"))]
+    )
     return _with_override(given, f"hydra.job.config.override_dirname.exclude_keys=[{left_out}]")
 
 
-def _quoted(item: str) -> str:
-    """``model.source=pypi://name==1.0`` as Hydra wants it: quoted, because of the second ``=``."""
+def _quote(item: str) -> str:
+    """Quotes values such as ``model.source=pypi://name==1.0``, which Hydra cannot parse because of the second ``=``."""
     key, _, value = item.partition("=")
     if item.startswith("-") or "=" not in value or any(mark in value for mark in "'\",[{("):
         return item
@@ -84,54 +94,55 @@ def _quoted(item: str) -> str:
 
 
 def _value(override: str) -> str:
-    """What stands right of the ``=``, without Hydra's quotes."""
+    """Returns the value of an override, without Hydra's quotes."""
     value = override.partition("=")[2]
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def _with_override(given: list[str], override: str) -> list[str]:
-    """argparse wants overrides in one piece: beside the first there is, or in front of all flags."""
-    place = next((i for i, item in enumerate(given) if "=" in item and not item.startswith("-")), 0)
-    return [*given[:place], override, *given[place:]]
+    """Inserts `override` before the first override, or before all flags: argparse needs adjacent overrides."""
+    position = next((i for i, item in enumerate(given) if "=" in item and not item.startswith("-")), 0)
+    return [*given[:position], override, *given[position:]]
 
 
-def _resumed(given: list[str], folder: Path, kind: str) -> tuple[list[str], Path]:
+def _resume(given: list[str], folder: Path, kind: str) -> tuple[list[str], Path]:
+    """Returns the recorded arguments of the results in `folder`, and `folder`."""
     record = folder / ("multirun.yaml" if kind == "sweep" else ".hydra/hydra.yaml")
     if not record.exists():
-        raise UserError(f"resume={folder}: no {kind} to go on with, since {record} is missing")
+        raise UserError(f"resume={folder}: no {kind} to continue, because {record} is missing")
     others = [item for item in given if not item.startswith(("resume=", "-"))]
     if others:
-        raise UserError(f"resume={folder} goes on as it was asked for; take away {' '.join(others)}")
-    asked = OmegaConf.load(record).hydra.overrides
+        raise UserError(f"resume={folder}: the recorded settings apply; remove {' '.join(others)}")
+    recorded = OmegaConf.load(record).hydra.overrides
     flags = [item for item in given if item.startswith("-")]
-    hydra = [item for item in asked.hydra if not item.startswith(("hydra.mode=", f"hydra.{kind}.dir="))]
-    task = [item for item in asked.task if not item.startswith("resume=")]
+    hydra = [item for item in recorded.hydra if not item.startswith(("hydra.mode=", f"hydra.{kind}.dir="))]
+    task = [item for item in recorded.task if not item.startswith("resume=")]
     return [*task, *hydra, f"hydra.{kind}.dir='{folder}'", f"resume='{folder}'", *flags], folder
 
 
 def _new_folder(results: Path) -> Path:
-    """``results/<date>/<time>``, made now: two commands started in one second get two folders."""
+    """Creates ``results/<date>/<time>``. Commands that start in the same second get different folders."""
     now = datetime.datetime.now()
     day = results / f"{now:%Y-%m-%d}"
     for name in (f"{now:%H-%M-%S}", *(f"{now:%H-%M-%S}-{i}" for i in range(1, 1000))):
         with contextlib.suppress(FileExistsError):
             (day / name).mkdir(parents=True)
             return day / name
-    raise UserError(f"{day}: a thousand folders for this second are taken")
+    raise UserError(f"{day}: a thousand folders for this second exist")
 
 
 @contextlib.contextmanager
 def removed_if_empty(folder: Path, results: Path) -> Iterator[None]:
-    """Removes a new `folder` again when no run began in it: Hydra has written to it before anything is checked."""
-    ours, was_there = results in folder.parents, folder.exists()
-    empty = not was_there or not any(folder.iterdir())
+    """Removes a new `folder` if no run started in it. Hydra writes to it before the settings are checked."""
+    is_default, existed = results in folder.parents, folder.exists()
+    empty = not existed or not any(folder.iterdir())
     try:
         yield
     finally:
         if empty and folder.is_dir() and next(folder.rglob("run.json"), None) is None:
             shutil.rmtree(folder)
-            if ours:
+            if is_default:
                 with contextlib.suppress(OSError):
-                    folder.parent.rmdir()  # that day's first
-            elif was_there:
+                    folder.parent.rmdir()  # the folder of the day, if it is empty
+            elif existed:
                 folder.mkdir()

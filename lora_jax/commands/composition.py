@@ -1,4 +1,4 @@
-"""Within Hydra: from composed settings to a run, and to its training."""
+"""Composes settings with Hydra, and trains the runs that they describe."""
 
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,21 @@ from lora_jax.config.point import Point
 from lora_jax.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
-# Beside the package in a checkout, within it once it is installed.
+# The folder is beside the package in a checkout, and inside it in an installation.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 def point_name(override_dirname: str, method: str) -> str:
-    """The name of a point's folder: Hydra's, on one level, and never empty."""
+    """Returns the name of a point's folder: Hydra's name without slashes, or the method if that is empty."""
     return override_dirname.replace("/", "_") or f"method={method}"
 
 
-# conf/run.yaml names the folders of a sweep by it.
+# conf/run.yaml names the folders of points with this resolver.
 OmegaConf.register_new_resolver("point_name", point_name, replace=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Returns the composed settings as plain data, without Hydra's own."""
+    """Returns the composed settings as plain data, without the key ``hydra``."""
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         values = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
@@ -40,13 +40,13 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def compose_run(*overrides: str) -> RunConfig:
-    """Returns the settings of a command line with these overrides: ``compose_run("rank=4", "targets=qv")``."""
+    """Returns the settings that these overrides give: ``compose_run("rank=4", "targets=qv")``."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return parse(plain(compose("run", list(overrides))))
 
 
 def note_point(config: DictConfig) -> Point:
-    """Returns the point that Hydra has composed."""
+    """Returns the point of the settings that Hydra has composed."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweeping = hydra.mode == RunMode.MULTIRUN
@@ -69,7 +69,7 @@ def train(config: DictConfig) -> float:
 
 
 def setting_names(config_name: str) -> list[str]:
-    """Returns the keys that the composed settings of ``conf/<config_name>.yaml`` have, ``task.buckets``."""
+    """Returns the keys of the composed settings of ``conf/<config_name>.yaml``, such as ``task.buckets``."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return list(_flat(plain(compose(config_name))))
 

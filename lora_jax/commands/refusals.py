@@ -1,4 +1,4 @@
-"""What the user got wrong ends as one clear line on standard error, and exit status 2."""
+"""Prints a user's error as one line on standard error, with exit status 2."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ _NO_KEY = re.compile(r"Key '(?P<key>[^']+)' is not in struct\s+full_key: (?P<pat
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a UserError into its message and exit status 2: no traceback, since nothing is broken."""
+    """Ends the process on a UserError: prints its message without a traceback, with exit status 2."""
     try:
         yield
     except UserError as error:
@@ -25,7 +25,12 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def explain_hydra(error: Exception, settings: list[str]) -> str:
-    """Returns what Hydra refused as one line; `settings` are the keys that there are, ``task.buckets``."""
+    """Returns an error of Hydra as one line.
+
+    Args:
+      error: the error.
+      settings: all keys of the composed settings, such as ``task.buckets``.
+    """
     from hydra.errors import OverrideParseException
 
     text = "\n".join(str(part) for part in (error, error.__cause__) if part is not None)

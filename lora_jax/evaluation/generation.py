@@ -19,7 +19,7 @@ from lora_jax.metrics import Predictions
 from lora_jax.train.evaluator import Compiled
 from lora_jax.train.objective import Objective
 from lora_jax.train.sharding import put_batch
-from lora_jax.train.step import Params, Program, adapted, compute_options
+from lora_jax.train.step import Params, Program, adapt, compute_options
 from lora_jax.weights.load import Base
 
 
@@ -101,5 +101,5 @@ def _generate(
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
 ) -> Int32[Array, "batch new_tokens"]:
-    model: Any = adapted(program, base, params, constants)
+    model: Any = adapt(program, base, params, constants)
     return generate(model, tokens, mask, decoding, options=compute_options(program))

@@ -1,10 +1,10 @@
-"""The full fine-tuning that a sweep is compared with: once per learning rate and seed, never once per rank."""
+"""Baselines of a sweep: full fine-tuning once per learning lr_overrides and seed, not once per rank."""
 
 from collections.abc import Callable, Sequence
 
 from lora_jax.config import QUANTISED, RunConfig
 
-# What belongs to LoRA alone: full fine-tuning is the same whatever these are.
+# Settings that full fine-tuning does not read.
 LORA_ONLY = ("rank", "alpha", "targets", "method")
 Overrides = tuple[str, ...]
 
@@ -12,28 +12,33 @@ Overrides = tuple[str, ...]
 def baselines(
     points: Sequence[tuple[Overrides, RunConfig]], compose: Callable[[Overrides], RunConfig]
 ) -> list[Overrides]:
-    """The overrides of every baseline that `points` call for and do not hold already.
+    """Returns the overrides of each baseline that `points` need and do not include.
 
-    `compose` gives the RunConfig of some overrides. LoRA and full fine-tuning want different learning rates (LoRA's
-    best is about ten times larger), so an explicit ``lr`` is scaled by the ratio of the two methods' own defaults. Full
-    fine-tuning trains the base, so beside LoRA on a quantised one it is given the whole one, ``base_storage=auto``.
+    LoRA and full fine-tuning need different learning rates (LoRA's best is about ten times larger), so an explicit
+    ``lr`` is scaled by the ratio of the two methods' defaults. Full fine-tuning trains the base, so the baseline of
+    LoRA on a quantised base has ``base_storage=auto``.
+
+    Args:
+      points: overrides and settings of the runs of the sweep.
+      compose: returns the settings that some overrides give.
     """
-    held = {run.identity() for _, run in points if run.method.name == run.baseline}
-    wanted: list[Overrides] = []
+    present = {run.identity() for _, run in points if run.method.name == run.baseline}
+    missing: list[Overrides] = []
     for overrides, run in points:
         if run.method.name == run.baseline or run.baseline == "none":
             continue
         shared = [item for item in overrides if _key(item).split(".")[0] not in LORA_ONLY]
         if run.base_storage in QUANTISED:
             shared = [*(item for item in shared if _key(item) != "base_storage"), "base_storage=auto"]
-        rate = [item for item in shared if _key(item) == "lr"]
-        full = compose((*(item for item in shared if item not in rate), f"method={run.baseline}"))
-        if rate:
+        lr_overrides = [item for item in shared if _key(item) == "lr"]
+        full = compose((*(item for item in shared if item not in lr_overrides), f"method={run.baseline}"))
+        if lr_overrides:
             full = full.model_copy(update={"lr": float(f"{run.lr * full.method.lr / run.method.lr:.6g}")})
-        if full.identity() not in held:
-            held.add(full.identity())
-            wanted.append((*(f"lr={full.lr:g}" if item in rate else item for item in shared), f"method={run.baseline}"))
-    return wanted
+        if full.identity() not in present:
+            present.add(full.identity())
+            items = [f"lr={full.lr:g}" if item in lr_overrides else item for item in shared]
+            missing.append((*items, f"method={run.baseline}"))
+    return missing
 
 
 def _key(override: str) -> str:

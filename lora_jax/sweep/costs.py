@@ -1,9 +1,10 @@
-"""What a pack takes in memory and work, before anything is allocated for it.
+"""Predicts the memory and the work of a pack before anything is allocated for it.
 
-What XLA keeps besides a program's arguments is its own decision (on a CPU it holds W + A·B for every run, and a
-rematerialised layer shows in no shape), so it is asked: the step is compiled, from shapes alone, for two and for four
-runs. Between packs of one program the bytes grow evenly from there on. A step of one run says less: XLA drops its axis
-of runs, and extrapolating from one and two runs to eight was up to 9% short on a CPU, from two and four 2% off at most.
+XLA decides what it stores besides a program's arguments (on a CPU it stores W + A·B for every run, and rematerialised
+layers do not show in shapes). So the step is compiled, from shapes alone, for two and for four runs. The bytes of packs
+of one program grow linearly with the number of runs from there on. A step of one run is not used, because XLA drops its
+axis of runs: extrapolation from one and two runs to eight was up to 9% too low on a CPU, and from two and four runs at
+most 2% off.
 """
 
 import dataclasses
@@ -26,16 +27,16 @@ from lora_jax.train.memory import budget, pack_bytes, run_bytes, state_bytes
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import align, of_length, packed_step
 from lora_jax.train.setup import Setup
-from lora_jax.train.step import RunState, program_of, start_state
+from lora_jax.train.step import RunState, init_state, program_of
 
-# Packs whose shapes ask for bytes that fit this many times over are sure to fit: nothing is compiled to plan them. XLA
-# planned 1.3 to 1.8 times those bytes on a CPU.
+# A pack surely fits if this multiple of its shapes' bytes fits. It is then planned without compilation. XLA planned 1.3
+# to 1.8 times those bytes on a CPU.
 SAFETY_FACTOR = 3
-MEASURED_RUNS = (2, 4)
+MEASURED_RUNS = (2, 4)  # sizes of the packs that are compiled
 
 
 class Costs:
-    """Predicts what packs of runs take, in bytes and in work; what is compiled to find out is compiled once."""
+    """Predicts the bytes and the work of packs. It compiles each program once."""
 
     def __init__(self, setups: Setups) -> None:
         self.room = budget()
@@ -46,7 +47,7 @@ class Costs:
         self._batches: dict[str, TrainBatches] = {}
         self._kernels: dict[str, int] = {}
         self._steps: dict[Point, int] = {}
-        # Of a program, by the `state_bytes` that each run had: (bytes of a pack, bytes of each run) beside those.
+        # By program and `state_bytes` of its runs: fixed bytes of a pack, and each run's bytes beyond `state_bytes`.
         self._measured: dict[str, dict[int, tuple[float, float]]] = {}
 
     def steps(self, point: Point) -> int:
@@ -56,7 +57,7 @@ class Costs:
         return self._steps[point]
 
     def tokens(self, points: Sequence[Point]) -> int:
-        """Returns the tokens that `points` train on as one pack, padding counted."""
+        """Returns the tokens that `points` train on as one pack, with padding."""
         batches = self.batches(points[0].config)
         lengths = [batches.length_at(step) for step in range(batches.steps_per_epoch)]
         return int(np.mean(lengths) * batches.batch * len(points) * max(map(self.steps, points)))
@@ -64,8 +65,8 @@ class Costs:
     def work(self, points: Sequence[Point]) -> float:
         """Returns the FLOPs of each run in a pack of `points` for each token of a batch, summed over its steps.
 
-        A table that is looked up takes none, unless it is the output layer too. In a pack each run has the sizes of the
-        widest and the steps of the longest.
+        An embedding table counts only if it is tied to the output layer. In a pack each run has the sizes of the
+        largest run and the steps of the longest.
         """
         run = points[0].config
         if (key := run.program_key()) not in self._kernels:
@@ -77,7 +78,7 @@ class Costs:
         return flops * max(map(self.steps, points))
 
     def widest(self, points: Iterable[Point]) -> AdapterInit:
-        """Returns the shapes that each run has in a pack of `points`."""
+        """Returns the shapes of each run in a pack of `points`, padded to the largest."""
         distinct = {self._key(point): point for point in points}
         if (key := frozenset(distinct)) not in self._widest:
             inits = [self.shapes(point) for point in distinct.values()]
@@ -85,21 +86,24 @@ class Costs:
         return self._widest[key]
 
     def shapes(self, point: Point) -> AdapterInit:
-        """Returns the shapes of what `point` starts from, at its true sizes."""
+        """Returns the shapes of the initial adapters of `point`, at true sizes."""
         if (key := self._key(point)) not in self._shapes:
             self._shapes[key] = shapes_of(self._setups.get(point.config), point.config)
         return self._shapes[key]
 
     def batches(self, run: RunConfig) -> TrainBatches:
-        """Returns the batches of one run: their lengths and their number are the same for all of its program."""
+        """Returns the batches of one run. All runs of its program have as many batches, of the same lengths."""
         if (key := run.program_key()) not in self._batches:
             self._batches[key] = self._setups.get(run).train_batches(run, (run.seed,))
         return self._batches[key]
 
     def predict(self, points: Sequence[Point]) -> tuple[int, bool]:
-        """Returns the bytes beside the base of a pack of `points`, and whether XLA was asked for them.
+        """Predicts the bytes that a pack of `points` takes in addition to the base.
 
-        If it was not, they are an upper bound. XLA is asked once for a program and all sizes up to the widest so far.
+        A program is compiled again only for runs with larger states than before.
+
+        Returns:
+          The bytes, and whether they come from compiled programs. Otherwise they are an upper bound.
         """
         run, init, runs = points[0].config, self.widest(points), len(points)
         measured = self._measured.setdefault(run.program_key(), {})
@@ -112,16 +116,18 @@ class Costs:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
                 of_length(batches[0], max(batches.lengths()), 2),
             )
-            program = dataclasses.replace(program, remat="none")  # its shapes say nothing of what it computes again
+            program = dataclasses.replace(
+                program, remat="none"
+            )  # the shapes of a rematerialised program do not show its residuals
             bound = SAFETY_FACTOR * runs * run_bytes(program, setup.base.model, init, hyper, example)
             if runs == 1 or bound <= self.room:
                 return bound, False
-            with ThreadPoolExecutor() as pool:  # XLA compiles outside Python's lock
+            with ThreadPoolExecutor() as pool:  # XLA releases Python's lock while it compiles
                 fewer, more = pool.map(lambda runs: compiled_bytes(setup, run, init, runs), MEASURED_RUNS)
             slope = (more - fewer) / (MEASURED_RUNS[1] - MEASURED_RUNS[0])
             measured[state] = fewer - MEASURED_RUNS[0] * slope, slope - state
-        fixed, each = measured[min(wide for wide in measured if wide >= state)]
-        return round(fixed + runs * (each + state)), True
+        fixed, per_run = measured[min(size for size in measured if size >= state)]
+        return round(fixed + runs * (per_run + state)), True
 
     def _key(self, point: Point) -> str:
         """Returns a text that is the same for points of the same shapes."""
@@ -133,7 +139,10 @@ class Costs:
 
 
 def compiled_bytes(setup: Setup, run: RunConfig, init: AdapterInit, runs: int) -> int:
-    """Returns `pack_bytes` of `runs` runs like `run` whose shapes are `init`'s, at their longest, from shapes alone."""
+    """Returns `pack_bytes` of `runs` runs like `run` with shapes `init`, for batches of the largest padded length.
+
+    It compiles the step from shapes alone.
+    """
     batches = setup.train_batches(run, (run.seed,) * runs)
     example = of_length(batches[0], max(batches.lengths()), 2)
     pack = (*abstract_pack(run, init, runs), example)
@@ -141,14 +150,14 @@ def compiled_bytes(setup: Setup, run: RunConfig, init: AdapterInit, runs: int) -
 
 
 def abstract_pack(run: RunConfig, init: AdapterInit, runs: int) -> tuple[RunState, Any, Hyper]:
-    """Returns the shapes of what ``pack.stack`` makes of `runs` runs like `run` whose shapes are `init`'s."""
+    """Returns the shapes that ``pack.stack`` returns for `runs` runs like `run` with shapes `init`."""
     hyper = jax.eval_shape(lambda: hyper_of(run, 1))
     params, constants, hyper = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), (init.params, init.constants, hyper)
     )
-    return jax.eval_shape(jax.vmap(functools.partial(start_state, program_of(run))), params, hyper), constants, hyper
+    return jax.eval_shape(jax.vmap(functools.partial(init_state, program_of(run))), params, hyper), constants, hyper
 
 
 def shapes_of(setup: Setup, run: RunConfig) -> AdapterInit:
-    """Returns the shapes of what `run` starts from, at its true sizes."""
+    """Returns the shapes of the initial adapters of `run`, at true sizes."""
     return jax.eval_shape(lambda: method_of(run.method).init(setup.base.model, run))

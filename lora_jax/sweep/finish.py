@@ -1,4 +1,4 @@
-"""The end of a run: its test scores at its best validation, its adapter, and its summary."""
+"""Finishes runs: computes test scores at the best validation, and writes the adapter and the summary."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from lora_jax.weights.adapters import save_adapter
 def finish(
     training: Training, evaluators: Mapping[str, Evaluator], scorings: Sequence[Scoring], ended: Sequence[int]
 ) -> None:
-    """Scores, saves and sums up each run that has `ended` and has no results yet."""
+    """Writes the results of each run of `ended` that has none yet."""
     pack, progress = training.pack, training.progress
     scores = test_scores(training, evaluators, scorings)
     updates, live, best, constants = jax.device_get((pack.state.step, pack.state.live, training.best, pack.constants))
@@ -50,7 +50,7 @@ def finish(
 def test_scores(
     training: Training, evaluators: Mapping[str, Evaluator], scorings: Sequence[Scoring]
 ) -> list[dict[str, float]]:
-    """Returns each run's figures on the test split at its best validation, and saves what evaluators keep of it."""
+    """Returns the test metrics of each run at its best validation. Evaluators save their predictions."""
     scores, predictions = score_runs(training, evaluators, scorings, "test", training.best)
     for name, by_run in predictions.items():
         for run in training.trackers:

@@ -1,4 +1,4 @@
-"""Which runs go together: of one program, not much padding, and as many as fit."""
+"""Plans packs: runs share a pack if they share a program, need little padding, and fit in memory together."""
 
 import dataclasses
 import itertools
@@ -8,29 +8,37 @@ from typing import Any, Protocol
 
 from lora_jax.config.point import Point
 
-# A run is packed with others while that makes it do no more than so many times its own work.
+# A run may share a pack if its work there, with padding, is at most this multiple of its work alone.
 MAX_PADDED_WORK = 2.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackPlan:
-    """Runs to be trained in one program, and what that is expected to take."""
+    """Runs that train in one program, with predictions of the cost.
+
+    Attributes:
+      bytes: memory in addition to the base.
+      exact: whether `bytes` is a prediction of XLA's plan. Otherwise it is an upper bound.
+      steps: the steps of the longest run.
+      tokens: tokens of all runs, with padding.
+      flops: FLOPs of all runs, over the whole training.
+    """
 
     index: int
     points: tuple[Point, ...]
-    bytes: int  # beside the base
-    exact: bool  # `bytes` is what XLA is expected to plan, not an upper bound
+    bytes: int
+    exact: bool
     steps: int
-    tokens: int  # of all runs, with padding
-    flops: float  # of all runs, from beginning to end
+    tokens: int
+    flops: float
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what plan.json says of the pack."""
+        """Returns the pack's entry in plan.json."""
         names = ("index", "bytes", "exact", "steps", "tokens", "flops")
         return {name: getattr(self, name) for name in names} | {"runs": [point.name for point in self.points]}
 
     def part(self, index: int, members: Sequence[int]) -> "PackPlan":
-        """Returns a pack of some of the runs, which costs its share."""
+        """Returns a pack of the runs at `members`, with a proportional share of the costs."""
         points = tuple(self.points[i] for i in members)
         share = len(points) / len(self.points)
         sizes = round(share * self.bytes), self.exact, self.steps, round(share * self.tokens), share * self.flops
@@ -38,35 +46,35 @@ class PackPlan:
 
 
 class CostModel(Protocol):
-    """What a plan asks about packs; ``costs.Costs`` answers."""
+    """Predictions that `plan` needs. ``costs.Costs`` implements it."""
 
-    room: int  # bytes, beside the base
+    room: int  # bytes for packs, in addition to the base
 
     def predict(self, points: Sequence[Point]) -> tuple[int, bool]:
-        """Returns the bytes of a pack, and whether they are more than an upper bound."""
+        """Returns the bytes of a pack, and whether they are exact. Otherwise they are an upper bound."""
 
     def work(self, points: Sequence[Point]) -> float:
-        """Returns what each run of a pack does for each token of a batch, summed over its steps."""
+        """Returns the FLOPs of each run of a pack for each token of a batch, summed over its steps."""
 
     def steps(self, point: Point) -> int:
-        """Returns how long a run trains."""
+        """Returns the optimizer steps of a run."""
 
     def tokens(self, points: Sequence[Point]) -> int:
         """Returns the tokens of a pack, with padding."""
 
 
 def plan(points: Sequence[Point], costs: CostModel) -> list[PackPlan]:
-    """Returns packs for `points`: those of one program and of alike work share one, or as many as they need to fit.
+    """Returns packs for `points`. Runs of one program and of similar work share a pack, or several if one is too large.
 
-    What a run does for its neighbours' sake (its rank padded to the widest, its steps idled through to the longest) is
-    work that a pack of its own would save; that pack would cost a compilation, and a device does less a second with
-    fewer runs at a time. So runs share a pack while none does more than MAX_PADDED_WORK times its own work. Ranks 4 to
-    32 of a 22M model add 16% to the least of them and share; 1024 makes seven times the work of 1, and they do not.
+    A pack pads the rank of each run to the largest, and a run that has finished idles until the longest run ends. A
+    separate pack would save this work, but would cost a compilation, and a device computes less per second with fewer
+    runs at a time. So runs share a pack while none does more than MAX_PADDED_WORK times its work alone. Ranks 4 to 32
+    of a 22M model add 16% to the work of the smallest and share a pack. Rank 1024 makes seven times the work of rank 1,
+    and they do not share.
 
-    A device does one pack after another, so their order changes nothing of the end but much of the middle: those that
-    take least for each of their runs come first, which gives the least mean time to a result (W. E. Smith, "Various
-    optimizers for single-stage production", 1956). LoRA, which was asked for, comes before the full fine-tuning that it
-    is compared with.
+    A device trains one pack after another, so their order does not change when the last pack ends. The packs that take
+    least per run come first, which minimises the mean time to a result (W. E. Smith, "Various optimizers for
+    single-stage production", 1956). LoRA comes before the full fine-tuning that it is compared with.
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
@@ -78,16 +86,16 @@ def plan(points: Sequence[Point], costs: CostModel) -> list[PackPlan]:
         for chunk in _split_to_fit(band, costs, group[0].config.pack)
     ]
     chunks.sort(key=lambda chunk: (chunk[0].config.method.trains_base, costs.work(chunk)))
-    return [_planned(i, chunk, costs) for i, chunk in enumerate(chunks)]
+    return [_make_plan(i, chunk, costs) for i, chunk in enumerate(chunks)]
 
 
-def _planned(index: int, points: Sequence[Point], costs: CostModel) -> PackPlan:
+def _make_plan(index: int, points: Sequence[Point], costs: CostModel) -> PackPlan:
     steps, tokens = max(map(costs.steps, points)), costs.tokens(points)
     return PackPlan(index, tuple(points), *costs.predict(points), steps, tokens, costs.work(points) * tokens / steps)
 
 
 def _group_by_cost(group: Sequence[Point], costs: CostModel) -> list[list[Point]]:
-    """Cuts `group`, the least work first, where a neighbour would more than MAX_PADDED_WORK-fold some run's work."""
+    """Splits `group` into bands in which no run does more than MAX_PADDED_WORK times its work alone."""
     alone = {point: costs.work([point]) for point in group}
     bands: list[list[Point]] = []
     least = 0.0
@@ -102,19 +110,19 @@ def _group_by_cost(group: Sequence[Point], costs: CostModel) -> list[list[Point]
 
 
 def _split_to_fit(band: Sequence[Point], costs: CostModel, max_runs: int | str) -> list[list[Point]]:
-    """Cuts `band` into as few packs as fit, as even as possible, none of more than `max_runs` runs."""
+    """Splits `band` into the fewest packs that fit, of nearly equal size, with at most `max_runs` runs each."""
     for parts in range(1, len(band) + 1):
         ends = [part * len(band) // parts for part in range(parts + 1)]
         chunks = [list(band[a:b]) for a, b in itertools.pairwise(ends)]
-        few = max_runs == "auto" or all(len(chunk) <= int(max_runs) for chunk in chunks)
-        if few and all(costs.predict(chunk)[0] <= costs.room for chunk in chunks):
+        within_limit = max_runs == "auto" or all(len(chunk) <= int(max_runs) for chunk in chunks)
+        if within_limit and all(costs.predict(chunk)[0] <= costs.room for chunk in chunks):
             break
     return chunks
 
 
 def _pack_key(point: Point) -> str:
-    """Returns a text that is the same for points that may share a pack."""
+    """Returns a key. Points with different keys cannot share a pack."""
     config = point.config
-    # Where nothing may be padded, only what has the same shapes can share a pack.
+    # If the optimizer does not allow padding, runs of a pack must have the same shapes.
     unpadded = None if config.optim.elementwise else [config.rank, config.targets, config.method.model_dump()]
     return json.dumps([config.program_key(), config.pack, unpadded], sort_keys=True)

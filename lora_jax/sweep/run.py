@@ -1,4 +1,4 @@
-"""A sweep, from its points to their summaries: check everything, load, plan, train pack after pack."""
+"""Runs a sweep: checks and loads everything, plans packs, and trains one pack after another."""
 
 import contextlib
 import dataclasses
@@ -32,30 +32,31 @@ from lora_jax.train.display import ProgressDisplay
 from lora_jax.train.memory import is_out_of_memory, size
 from lora_jax.train.step import program_of
 
-MAX_NAMES = 8  # of a pack's runs that the printed plan spells out; plan.json has them all
+MAX_NAMES = 8  # names of a pack's runs in the printed plan; plan.json has all names
 
 
 def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summary]:
-    """Trains `points`, packed, and returns their summaries in order; each is in its point's folder too.
+    """Trains `points` in packs, and returns their summaries in order. Each summary is in its point's folder too.
 
-    A point that has its results is not run again. A pack that fails is reported as failed, and the others go on.
+    A point that has results is not run again. A pack that fails is reported, and the other packs still train.
 
     Args:
-      points: the runs, each with a folder of its own.
+      points: the runs. Each has its own folder.
       home: the folder of plan.json and the checkpoints.
       group: the W&B group.
 
     Raises:
-      UserError: a folder is taken, or a base, a task or the disk cannot do what is asked for. Nothing has trained then.
+      UserError: a folder already has a run, a base or a task does not allow the settings, or the disk is too small.
+        This is raised before training.
     """
-    # Compiled programs are kept for the next start, in this user's own cache.
+    # Compiled programs are cached for later starts, in a folder that only this user can read.
     compiled = cache_folder() / "xla"
     compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    for name in ("absl", "jax._src.xla_bridge"):  # orbax tells of every step it takes, JAX of every absent TPU
+    for name in ("absl", "jax._src.xla_bridge"):  # orbax logs every step, and JAX logs that there is no TPU
         logging.getLogger(name).setLevel(logging.WARNING)
-    _refuse_taken(points)
+    _refuse_existing_runs(points)
     for point in points:
         check_metrics(point.config)
     with ProgressDisplay() as display:
@@ -77,7 +78,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summa
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What the packs of a sweep share while they train."""
+    """The objects that the packs of a sweep share."""
 
     home: Path
     group: str
@@ -86,7 +87,11 @@ class Sweep:
     tracking: TrackingSession
 
     def validate(self, points: Sequence[Point]) -> None:
-        """Loads what every point needs, and raises UserError for what it does not have."""
+        """Loads the setup of every point and checks its settings.
+
+        Raises:
+          UserError: a setup cannot be loaded, or does not allow the settings of a point.
+        """
         for point in points:
             self.display.stage(f"loading {point.config.model.name} and {point.config.task.name}")
             setup = self.setups.get(point.config)
@@ -94,10 +99,11 @@ class Sweep:
             build_evaluators(program_of(point.config), setup.base, point.config, setup.tokens)
 
     def run_pack(self, pack: PackPlan) -> None:
-        """Trains a pack whose runs are not all done, in parts where it must.
+        """Trains a pack, unless all its runs have results, and splits it if necessary.
 
-        Parts are two halves, down to single runs, where a pack takes more memory than there is, and the runs that
-        outlive stopped ones. A part goes on from the pack's newest checkpoint. Any other failure is its runs' own.
+        A pack that runs out of memory is split into halves, down to single runs. A pack in which the `stop` rule has
+        ended runs may be split into the ended and the unfinished runs. A part continues from the pack's newest
+        checkpoint. Any other error fails the runs of the pack.
         """
         if all(record.is_done(point.folder) for point in pack.points):
             return
@@ -112,7 +118,7 @@ class Sweep:
                 display=self.display,
             )
             parts = [[i for i in range(len(pack.points)) if i not in unfinished], unfinished] if unfinished else []
-            reason = f"{len(unfinished)} of {len(pack.points)} runs are left, going on with them alone"
+            reason = f"{len(unfinished)} of {len(pack.points)} runs are unfinished and continue in their own pack"
         except Exception as error:
             if not is_out_of_memory(error) or len(pack.points) == 1:
                 self._fail(pack, error)
@@ -120,7 +126,7 @@ class Sweep:
             middle = len(pack.points) // 2
             parts = [list(range(middle)), list(range(middle, len(pack.points)))]
             reason = f"out of memory with {len(pack.points)} runs, halving it ({textwrap.shorten(str(error), 120)})"
-        # Out here, because an exception holds on to the frames that it came through, and so to the pack's arrays.
+        # This is outside the except block, because an exception refers to its frames, and so to the pack's arrays.
         if not parts:
             shutil.rmtree(self.folder_of(pack), ignore_errors=True)
             return
@@ -136,9 +142,9 @@ class Sweep:
         return self.home / "checkpoints" / f"pack-{pack.index}"
 
     def _split(self, pack: PackPlan, parts: Sequence[Sequence[int]]) -> tuple[list[PackPlan], int | None]:
-        """Makes packs of some runs each, in plan.json and out of the newest checkpoint, and returns its step."""
-        first = next_index(self.home)
-        packs = [pack.part(first + i, members) for i, members in enumerate(parts)]
+        """Splits `pack` and its newest checkpoint, and updates plan.json. Returns the new packs and the step."""
+        first_index = next_index(self.home)
+        packs = [pack.part(first_index + i, members) for i, members in enumerate(parts)]
         fingerprint = self.setups.get(pack.points[0].config).base.fingerprint
         split = [(self.folder_of(part), runs, self._arrays(part)) for part, runs in zip(packs, parts, strict=True)]
         with contextlib.closing(PackCheckpoints(self.folder_of(pack), base_fingerprint=fingerprint)) as checkpoints:
@@ -148,13 +154,13 @@ class Sweep:
         return packs, step
 
     def _arrays(self, pack: PackPlan) -> dict[str, Any]:
-        """Returns the shapes of what a checkpoint of `pack` holds."""
+        """Returns the shapes of the arrays in a checkpoint of `pack`."""
         widest = Costs(self.setups).widest(pack.points)
         state, _, _ = abstract_pack(pack.points[0].config, widest, len(pack.points))
         return {"state": state, "best": state.params}
 
     def _fail(self, pack: PackPlan, error: Exception) -> None:
-        """Writes down that a pack failed, and the traceback beside it."""
+        """Writes the summaries of a failed pack, and its traceback to ``pack-<index>-error.txt``."""
         message = f"{type(error).__name__}: {error}"
         self.display.say(f"pack {pack.index} failed: {message}")
         (self.home / f"pack-{pack.index}-error.txt").write_text("".join(traceback.format_exception(error)))
@@ -170,7 +176,7 @@ class Sweep:
 
 
 def describe_pack(pack: PackPlan) -> str:
-    """Returns a pack's line of the printed plan."""
+    """Returns the line that describes a pack in the printed plan."""
     config = pack.points[0].config
     names = "  ".join(point.name for point in pack.points[:MAX_NAMES])
     names += f"  and {len(pack.points) - MAX_NAMES} more" if len(pack.points) > MAX_NAMES else ""
@@ -183,17 +189,20 @@ def describe_pack(pack: PackPlan) -> str:
     )
 
 
-def _refuse_taken(points: Sequence[Point]) -> None:
+def _refuse_existing_runs(points: Sequence[Point]) -> None:
     for point in points:
-        if point.config.resume is None and (point.folder / "run.json").exists():
+        if point.config.resume is None and (point.folder / RUN_FILE).exists():
             raise UserError(
-                f"{point.folder} already holds a run; go on with it by resume=<its sweep's folder>, or choose another "
-                f"folder by hydra.sweep.dir=<new folder>"
+                f"{point.folder} already has a run; continue it with resume=<its sweep's folder>, or choose another "
+                f"folder with hydra.sweep.dir=<new folder>"
             )
 
 
 def _refuse_full_disk(packs: Sequence[PackPlan], home: Path, costs: Costs) -> None:
-    """Counts the adapters, and two checkpoints (delta, its two moments, the best delta) of the largest pack."""
+    """Raises UserError if the disk is too small for all adapters and two checkpoints of the largest pack.
+
+    A checkpoint has four deltas: the parameters, their two moments, and the best parameters.
+    """
     adapters, checkpoints = 0, 0
     for pack in packs:
         deltas = sum(size(costs.shapes(point).params) for point in pack.points)
@@ -202,5 +211,5 @@ def _refuse_full_disk(packs: Sequence[PackPlan], home: Path, costs: Costs) -> No
     if adapters + checkpoints > free:
         raise UserError(
             f"{home}: this sweep writes about {(adapters + checkpoints) / 2**20:.0f} MiB and the disk has "
-            f"{free / 2**20:.0f} MiB free; choose another by hydra.sweep.dir=<folder>"
+            f"{free / 2**20:.0f} MiB free; choose another with hydra.sweep.dir=<folder>"
         )

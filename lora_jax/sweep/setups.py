@@ -1,27 +1,27 @@
-"""The bases and tasks of a sweep: each is loaded once, while there is room for it."""
+"""Caches the bases and tasks of a sweep, so that each is loaded once if memory allows."""
 
 from lora_jax.config import RunConfig
 from lora_jax.train.memory import budget, size
 from lora_jax.train.setup import Setup, load_setup, setup_key
 
-SHARE = 0.25  # of what is free when the sweep begins: the most that bases may take which are not in use
+SHARE = 0.25  # largest share of the memory free at the start that cached bases may take
 
 
 class Setups:
     """A cache of setups, bounded by the bytes of their bases.
 
-    The setup that was asked for last always stays, however large. Those asked for longest ago go first.
+    The least recently used setup is evicted first. The most recently used setup is never evicted, whatever its size.
     """
 
     def __init__(self, capacity: int | None = None):
         self._capacity = round(SHARE * budget()) if capacity is None else capacity
-        self._setups: dict[tuple[object, ...], Setup] = {}  # the one asked for last stands last
+        self._setups: dict[tuple[object, ...], Setup] = {}  # in order of use, the most recent last
 
     def get(self, run: RunConfig) -> Setup:
         """Returns the setup that `run` needs. Raises UserError as `load_setup` does."""
         key = setup_key(run)
         if key not in self._setups:
-            self._evict(self._capacity // 2)  # makes room before the new base takes it
+            self._evict(self._capacity // 2)  # frees memory before the new base is loaded
             self._setups[key] = load_setup(run)
         self._setups[key] = self._setups.pop(key)
         self._evict(self._capacity)

@@ -1,4 +1,4 @@
-"""How long a pack will take, roughly, before any of it is compiled."""
+"""Rough estimates of training time, before compilation."""
 
 import functools
 import time
@@ -6,22 +6,22 @@ import time
 import jax
 import jax.numpy as jnp
 
-# What steps reach of a square product's rate: 0.6 on 2 CPU cores (MiniLM, LoRA and in full), on an H100 from 0.1
-# (SmolLM2-135M on texts of 64 tokens) to 0.6 (8B on 4 x 1024).
+# FLOP/s of a train step over FLOP/s of a square product. Measured: 0.6 on 2 CPU cores (MiniLM, LoRA and full
+# fine-tuning), and on an H100 from 0.1 (SmolLM2-135M on texts of 64 tokens) to 0.6 (8B on 4 x 1024).
 UTILISATION = 0.5
 
 
 def rough_seconds(flops: float, dtype: str) -> float:
-    """Returns the seconds that steps of `flops` take in all on this device.
+    """Returns the seconds that `flops` of training take on this device.
 
-    Right within a factor of two or so; within five on a GPU that a small model leaves idle.
+    The error is within a factor of about two, or five on a GPU that a small model does not fill.
     """
-    return flops / (UTILISATION * product_rate(dtype))
+    return flops / (UTILISATION * product_flops_per_second(dtype))
 
 
 @functools.cache
-def product_rate(dtype: str) -> float:
-    """Returns the FLOP/s of a square product on this device, its best of three."""
+def product_flops_per_second(dtype: str) -> float:
+    """Returns the FLOP/s of a square matrix product on this device, the best of three."""
     width = 1024 if jax.default_backend() == "cpu" else 4096
     square = jnp.full((width, width), 1 / width, dtype)
     product = jax.jit(jnp.matmul)

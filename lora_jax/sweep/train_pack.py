@@ -1,4 +1,4 @@
-"""One pack's way from its first step, or its newest checkpoint, to its runs' results."""
+"""Trains one pack, from step 0 or its newest checkpoint, and writes the results of its runs."""
 
 import contextlib
 from pathlib import Path
@@ -26,11 +26,22 @@ from lora_jax.train.setup import Setup
 def train_pack(
     setup: Setup, plan: PackPlan, checkpoints: Path, group: str, tracking: TrackingSession, display: ProgressDisplay
 ) -> list[int]:
-    """Trains a pack and leaves each run's results in its folder. Returns the runs that should go on alone.
+    """Trains a pack and writes each run's results to its folder.
 
-    Those have a checkpoint in `checkpoints`, and no results yet. Raises MemoryError before the first step if there is
-    no room for the compiled programs; what the device runs out of later is XLA's own error. Either way nothing that a
-    checkpoint holds is lost.
+    Args:
+      setup: the base and the task.
+      plan: the runs of the pack.
+      checkpoints: the folder of the pack's checkpoints.
+      group: the W&B group.
+      tracking: the session that opens the runs' trackers.
+      display: the progress display.
+
+    Returns:
+      The indices of unfinished runs that should continue in their own pack. They have a checkpoint and no results.
+
+    Raises:
+      MemoryError: the compiled programs need more memory than is free. This is raised before the first step. If the
+        device runs out of memory later, XLA raises its own error. Checkpoints stay valid in both cases.
     """
     config = plan.points[0].config
     pack = make_pack(setup, plan.points)
@@ -63,7 +74,7 @@ def train_pack(
             ended = [run for run in range(len(plan.points)) if run not in unfinished]
             finish(training, evaluators, scorings, ended)
         except Exception as error:
-            if is_out_of_memory(error):  # training is over, and need not be done again
+            if is_out_of_memory(error):  # training is complete, so the parts of the pack need not repeat it
                 training.save_checkpoint()
             raise
         return unfinished

@@ -1,4 +1,4 @@
-"""The callbacks that every training has: what is logged, and what is kept for a restart. See loop.Callback."""
+"""Callbacks of every training: they log metrics and save checkpoints. `loop.Callback` has the contract."""
 
 import dataclasses
 
@@ -13,17 +13,17 @@ from lora_jax.train.step import StepMetrics
 
 @dataclasses.dataclass(frozen=True)
 class LogMetrics:
-    """Logs every run's training figures at the first step, every so many steps, and at its last."""
+    """Logs the training metrics of every run at the first step, every `every` steps, and at the run's last step."""
 
     every: int
 
     def after_step(self, training: Training, metrics: StepMetrics, active: Bool[np.ndarray, " runs"]) -> None:
-        """Reads the step's metrics where they are due."""
+        """Logs the metrics of this step if it is one of those steps."""
         progress = training.progress
         ending = training.pack.steps == progress.step
         if progress.step % self.every and progress.step != 1 and not ending.any():
             return
-        metrics = jax.device_get(metrics)  # waits for the step, so the clock is read after it
+        metrics = jax.device_get(metrics)  # waits for the step, so the clock must be read afterwards
         progress.seconds = training.clock.seconds
         progress.live = np.asarray(metrics.live).tolist()
         for run in np.flatnonzero(active).tolist():
@@ -34,12 +34,12 @@ class LogMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class SaveCheckpoints:
-    """Saves the pack every so many steps, while there is something left to train."""
+    """Saves a checkpoint of the pack every `every` steps while any run is unfinished."""
 
     every: int
 
     def after_step(self, training: Training, metrics: StepMetrics, active: Bool[np.ndarray, " runs"]) -> None:
-        """Saves where a checkpoint is due."""
+        """Saves a checkpoint if one is due after this step."""
         if training.progress.step % self.every == 0 and training.unfinished().any():
             training.progress.seconds = training.clock.seconds
             training.save_checkpoint()

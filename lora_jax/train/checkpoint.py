@@ -1,6 +1,6 @@
 """Checkpoints of a pack: deltas, optimizer states and progress, never the base.
 
-A pack is saved as a whole, because a run continues to the same bits only in the company it had.
+A pack is saved as a whole, because a run continues bit for bit only in the same pack.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 
 class PackCheckpoints:
-    """The checkpoints of one pack, written in the background by orbax; the newest two are kept."""
+    """Checkpoints of one pack. Orbax writes them in the background and keeps the newest two."""
 
     def __init__(self, folder: Path, *, base_fingerprint: str):
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
@@ -23,23 +23,32 @@ class PackCheckpoints:
         self._fingerprint = base_fingerprint
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
-        """Saves a pytree of arrays and `progress`, any JSON, after `step` updates; returns before it is on disk.
+        """Starts to save a checkpoint, and returns before it is on disk.
 
-        A checkpoint of this step that is there already stays as it is.
+        An existing checkpoint of the same step is not replaced.
+
+        Args:
+          step: the number of updates done.
+          arrays: a pytree of arrays.
+          progress: any JSON object.
         """
         if step == self._manager.latest_step():
             return
-        # A copy, since the step donates these buffers while orbax still writes.
-        copied = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(arrays))
+        # The train step donates these buffers while orbax is still writing, so orbax gets a copy.
+        host_copy = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(arrays))
         note = {"base": self._fingerprint, **progress}
         self._manager.save(
-            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(copied), note=ocp.args.JsonSave(note))
+            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(host_copy), note=ocp.args.JsonSave(note))
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Returns the newest complete checkpoint as (arrays shaped as `like`, progress), or None where there is none.
+        """Returns the newest complete checkpoint as (arrays, progress), or None if there is none.
 
-        Raises ValueError when it belongs to another base.
+        Args:
+          like: arrays or shapes with the structure of the saved arrays.
+
+        Raises:
+          ValueError: the checkpoint belongs to another base.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -54,13 +63,16 @@ class PackCheckpoints:
         return restored.arrays, restored.note
 
     def split(self, like: Any, parts: Sequence[tuple[Path, Sequence[int], Any]]) -> int | None:
-        """Makes checkpoints of smaller packs out of the newest one. Returns its step, or None where there is none.
+        """Splits the newest checkpoint into checkpoints of smaller packs.
 
         Args:
-          like: what the arrays of the whole pack are shaped like.
-          parts: of each smaller pack the folder of its checkpoints, its runs by their place in the whole, and what its
-            arrays are shaped like. It may lack paths of the whole, and be padded to smaller sizes: what it leaves out
-            is neutral for its runs.
+          like: arrays or shapes of the whole pack.
+          parts: one triple for each smaller pack: the folder of its checkpoints, the indices of its runs in the whole
+            pack, and the shapes of its arrays. A smaller pack may lack paths of the whole pack and may be padded to
+            smaller sizes, because what it leaves out is neutral for its runs.
+
+        Returns:
+          The step of the checkpoint, or None if there is none.
         """
         restored = self.restore(like)
         if restored is None:
@@ -77,14 +89,14 @@ class PackCheckpoints:
                 name: [value[i] for i in runs] if isinstance(value, list) else value
                 for name, value in note["progress"].items()
             }
-            shutil.rmtree(folder, ignore_errors=True)  # of a split that was interrupted
-            with contextlib.closing(PackCheckpoints(folder, base_fingerprint=self._fingerprint)) as part:
-                part.save(
+            shutil.rmtree(folder, ignore_errors=True)  # may remain of an interrupted split
+            with contextlib.closing(PackCheckpoints(folder, base_fingerprint=self._fingerprint)) as checkpoints:
+                checkpoints.save(
                     note["progress"]["step"], jax.tree_util.tree_map_with_path(take, shapes), {"progress": progress}
                 )
         return int(note["progress"]["step"])
 
     def close(self) -> None:
-        """Waits until everything is on disk, and closes."""
+        """Waits until all checkpoints are on disk, and closes the manager."""
         with contextlib.closing(self._manager):
             self._manager.wait_until_finished()

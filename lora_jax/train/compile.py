@@ -1,4 +1,4 @@
-"""Compiling everything that a pack runs, side by side: the train step for each length, and what evaluates it."""
+"""Compiles the programs of a pack in parallel: the train step for each padded length, and the evaluators' programs."""
 
 import concurrent.futures
 import dataclasses
@@ -14,18 +14,26 @@ from lora_jax.train.setup import Setup
 
 @dataclasses.dataclass(frozen=True)
 class CompiledPack:
-    """A pack's programs, the seconds that compiling them took, and the bytes that the largest train step plans for."""
+    """The compiled programs of a pack.
 
-    steps: Mapping[int, Any]  # by padded length
-    evaluation: Mapping[tuple[str, Hashable], Any]  # by an evaluator's name and its own key
+    Attributes:
+      steps: the train step for each padded length.
+      evaluation: the evaluators' programs, by the evaluator's name and the key that the evaluator chose.
+      seconds: the wall time of compilation.
+      peak_bytes: what XLA planned for the largest train step.
+    """
+
+    steps: Mapping[int, Any]
+    evaluation: Mapping[tuple[str, Hashable], Any]
     seconds: float
     peak_bytes: int
 
 
 def compile_pack(setup: Setup, pack: Pack, evaluators: Mapping[str, Evaluator]) -> CompiledPack:
-    """Compiles the train step for each padded length, and what `evaluators` run, side by side.
+    """Compiles the train step for each padded length and the programs of `evaluators`, in parallel.
 
-    Raises MemoryError where a pack of several runs would not fit what is free, as XLA plans it.
+    Raises:
+      MemoryError: XLA plans more bytes for a pack of several runs than are free.
     """
     start_time = time.monotonic()
     steps = lower_steps(setup, pack)
@@ -36,16 +44,16 @@ def compile_pack(setup: Setup, pack: Pack, evaluators: Mapping[str, Evaluator]) 
     }
     compiled = compile_all(steps | evaluation)
     seconds = time.monotonic() - start_time
-    wanted, free = size(pack.state.params) + max(map(added_bytes, compiled.values())), budget()
-    if len(pack.points) > 1 and wanted > free:
-        raise MemoryError(f"its programs take {wanted / 2**30:.2f} GiB more, and there are {free / 2**30:.2f}")
+    needed, free = size(pack.state.params) + max(map(added_bytes, compiled.values())), budget()
+    if len(pack.points) > 1 and needed > free:
+        raise MemoryError(f"its programs take {needed / 2**30:.2f} GiB more, and there are {free / 2**30:.2f}")
     compiled_steps = {length: compiled[length] for length in steps}
     peak = max(map(peak_bytes, compiled_steps.values()))
     return CompiledPack(compiled_steps, {key: compiled[key] for key in evaluation}, seconds, peak)
 
 
 def lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
-    """Returns the train step of `pack`, traced and lowered, for each padded length."""
+    """Traces and lowers the train step of `pack` for each padded length."""
     step, example = packed_step(pack.program), pack.batches[0]
     return {
         length: step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, of_length(example, length, 2))
@@ -54,6 +62,6 @@ def lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
 
 
 def compile_all(lowered: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Compiles lowered programs side by side: XLA compiles outside Python's lock, so one need not wait for the next."""
+    """Compiles lowered programs in parallel threads. XLA releases Python's lock while it compiles."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from lora_jax.config.point import Point
 
-SECONDS_PER_LINE = 10.0  # without a terminal, a line of progress no more often than this
+SECONDS_PER_LINE = 10.0  # least time between lines of progress, without a terminal
 
 
 class ProgressDisplay:
-    """Shows the progress of the sweep, of the pack, and of each run. Use it as a context manager."""
+    """Displays the progress of the sweep, the current pack and each run. Use it as a context manager."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
@@ -34,12 +34,12 @@ class ProgressDisplay:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        # A file's lines are not broken at a width that nobody chose.
+        """Prints a line that stays above the live table."""
+        # Lines written to a file are not wrapped, because a file has no width.
         self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     def stage(self, text: str) -> None:
-        """Sets what is being done now: loading, compiling, scoring."""
+        """Sets the current activity, such as loading, compiling or scoring."""
         if text == self._stage:
             return
         self._stage, self._stage_start = text, time.monotonic()
@@ -47,7 +47,7 @@ class ProgressDisplay:
             self.say(text)
 
     def training(self, index: int, points: Sequence[Point], steps: np.ndarray, step: int) -> None:
-        """Begins or continues a pack at `step`; `steps` is how long each run trains."""
+        """Displays a pack that begins or continues at `step`. `steps` has the length of each run."""
         self._names = [point.name for point in points]
         self._pack, self._steps, self._step, self._first_step = index, steps, step, step
         self._loss: list[float] = [float("nan")] * len(points)
@@ -57,7 +57,14 @@ class ProgressDisplay:
         self.stage(f"pack {index}: training {len(points)} run{'s' * (len(points) > 1)} from step {step}")
 
     def step(self, step: int, loss: np.ndarray, tokens: Sequence[int], seconds: float) -> None:
-        """Updates the display after `step` updates; `tokens` are each run's so far, in `seconds` of training."""
+        """Updates the display after `step` updates.
+
+        Args:
+          step: the number of updates done.
+          loss: the training loss of each run, shape ``[runs]``.
+          tokens: the tokens that each run has trained on.
+          seconds: the training time so far.
+        """
         self._stage, self._step, self._loss = "training", step, [float(x) for x in loss]
         self._tokens_per_second = sum(tokens) / seconds
         if not self.console.is_terminal and (
@@ -67,16 +74,16 @@ class ProgressDisplay:
             self.say(f"pack {self._pack}: {self._headline()}  loss: {self._losses()}")
 
     def valid(self, i: int, metric: float) -> None:
-        """Shows the newest validation score of run `i`."""
+        """Displays the newest validation score of run `i`."""
         self._valid[i] = metric
         if not self.console.is_terminal:
             self.say(f"pack {self._pack}: {self._names[i]} validation {metric:.4f}")
 
     def _losses(self) -> str:
-        """Returns each run's loss; of many runs the least and the greatest, a NaN being greater than all."""
-        each = sorted(zip(self._loss, self._names, strict=True), key=lambda item: (math.isnan(item[0]), item[0]))
-        if len(each) > 6:
-            return f"{each[0][0]:.3f} ({each[0][1]}) to {each[-1][0]:.3f} ({each[-1][1]})"
+        """Returns each run's loss, or the least and the greatest of more than six. NaN counts as the greatest."""
+        by_loss = sorted(zip(self._loss, self._names, strict=True), key=lambda item: (math.isnan(item[0]), item[0]))
+        if len(by_loss) > 6:
+            return f"{by_loss[0][0]:.3f} ({by_loss[0][1]}) to {by_loss[-1][0]:.3f} ({by_loss[-1][1]})"
         return "  ".join(f"{name} {x:.3f}" for name, x in zip(self._names, self._loss, strict=True))
 
     def _headline(self) -> str:

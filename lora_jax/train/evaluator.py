@@ -1,4 +1,4 @@
-"""The contract between the training loop and what evaluates its runs. ``evaluation/`` has the evaluators."""
+"""The contract between the training loop and evaluators. The package ``evaluation`` implements evaluators."""
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -17,18 +17,18 @@ Compiled = Mapping[Hashable, jax.stages.Compiled]
 
 
 class Evaluator(Protocol):
-    """Computes predictions of every run of a pack. It is built for one pack, and holds no parameters of its runs.
+    """Computes predictions for every run of a pack. An evaluator belongs to one pack and stores no parameters.
 
-    In all methods the leaves of `params` and `constants` are ``[runs, ...]``.
+    In all methods the leaves of `params` and `constants` have shape ``[runs, ...]``.
 
     Attributes:
-      splits: the splits that it evaluates: ``valid`` after every validation step, ``test`` at the end.
+      splits: the splits to evaluate. ``valid`` is evaluated at validation steps, ``test`` at the end.
     """
 
     splits: ClassVar[tuple[str, ...]]
 
     def __init__(self, program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> None:
-        """Prepares the batches. `run` is any run of the pack.
+        """Prepares the batches. `run` may be any run of the pack.
 
         Raises:
           UserError: `run` lacks settings that this evaluator needs.
@@ -36,18 +36,24 @@ class Evaluator(Protocol):
 
     @staticmethod
     def fields(objective: Objective) -> frozenset[str]:
-        """Returns the fields of `Predictions` that it fills for a task with this objective."""
+        """Returns the fields of `Predictions` that the evaluator fills for a task with this objective."""
 
     def lower(self, params: Params, constants: Any) -> dict[Hashable, jax.stages.Lowered]:
-        """Returns every program that `evaluate` needs, by a key of the evaluator's own choice, for the caller to
-        compile. Shapes are enough for `params` and `constants`.
+        """Lowers every program that `evaluate` needs. The caller compiles them.
+
+        Args:
+          params: trained parameters, arrays or shapes.
+          constants: the adapters' constants, arrays or shapes.
+
+        Returns:
+          The lowered programs. The evaluator chooses the keys.
         """
 
     def describe(self, split: str, runs: int) -> str:
-        """Returns what `evaluate` does, for the progress display."""
+        """Returns a description of `evaluate` for the progress display."""
 
     def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
-        """Returns the predictions of each run; `compiled` has the programs of `lower`."""
+        """Returns the predictions of each run. `compiled` has the compiled programs of `lower`."""
 
     def save(self, folder: Path, predictions: Predictions) -> None:
-        """Writes what is worth keeping of one run's test predictions into the folder of its results."""
+        """Writes files about one run's test predictions to `folder`, the folder of the run's results."""

@@ -1,4 +1,4 @@
-"""The training loop: batches through the compiled step, and callbacks after each."""
+"""The training loop: it runs the compiled step on each batch and calls the callbacks after each step."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ from lora_jax.train.step import Params, StepMetrics
 
 @dataclasses.dataclass(eq=False)
 class Training:
-    """A pack while it trains: what the loop and its callbacks share.
+    """The state of a pack in training, shared by the loop and its callbacks.
 
     Attributes:
       best: each run's parameters at its best validation, leaves ``[runs, ...]``.
-      trackers: of the runs that have no results yet, by their place in the pack.
+      trackers: the trackers of the runs that have no results yet, by index in the pack.
     """
 
     index: int
@@ -48,50 +48,55 @@ class Training:
         return self.progress.unfinished(self.pack.steps)
 
     def write(self, run: int, figures: dict[str, float]) -> None:
-        """Logs figures of one run, at the step that the run itself has reached."""
+        """Logs figures of one run at the last step that this run has trained."""
         if run in self.trackers:
-            step = min(self.progress.step, int(self.pack.steps[run]))  # the pack may go on without this run
+            step = min(self.progress.step, int(self.pack.steps[run]))  # the pack may continue after this run has ended
             self.trackers[run].log(MetricsRecord(step=step, tokens=self.progress.tokens[run], **figures))
 
-    def set_last_step(self, last: dict[int, int]) -> None:
-        """Makes runs end at the given steps: a step leaves a run alone that is as long as it was to be."""
-        if last:
-            for run, step in last.items():
+    def set_last_step(self, last_steps: dict[int, int]) -> None:
+        """Makes runs end at the given steps: the train step does not change a run that has reached its length.
+
+        Args:
+          last_steps: the last step of a run, by index in the pack.
+        """
+        if last_steps:
+            for run, step in last_steps.items():
                 self.pack.steps[run] = step
             steps = put_runs(np.asarray(self.pack.steps, self.pack.hyper.steps.dtype))
             self.pack.hyper = self.pack.hyper._replace(steps=steps)
 
     def save_checkpoint(self) -> None:
-        """Saves the pack as it is now."""
+        """Saves a checkpoint of the pack at the current step."""
         arrays = {"state": self.pack.state, "best": self.best}
         self.checkpoints.save(self.progress.step, arrays, {"progress": self.progress.as_json()})
 
     def should_repack(self) -> bool:
-        """Returns whether runs that outlived stopped ones should go on in a program of their own.
+        """Returns whether the unfinished runs should continue in a program without the ended ones.
 
-        They should when half of the pack has ended, and what the dead weight would cost is more than compiling took.
+        They should if the `stop` rule has ended a run, at least half of the pack has ended, and the time that the
+        ended runs would still take exceeds the time that compilation took.
         """
         progress = self.progress
-        ended = 1 - self.unfinished().mean()
-        left = progress.seconds / progress.step * (int(self.pack.steps.max()) - progress.step)
-        return any(progress.stopped) and ended >= 0.5 and ended * left > self.compiled.seconds
+        ended_share = 1 - self.unfinished().mean()
+        seconds_left = progress.seconds / progress.step * (int(self.pack.steps.max()) - progress.step)
+        return any(progress.stopped) and ended_share >= 0.5 and ended_share * seconds_left > self.compiled.seconds
 
 
 class Callback(Protocol):
-    """Something that is done after a step."""
+    """An action after each train step."""
 
     def after_step(self, training: Training, metrics: StepMetrics, active: Bool[np.ndarray, " runs"]) -> None:
-        """Is called after every step, in the order of the list.
+        """Runs after every step. `train` calls callbacks in the order of its list.
 
         Args:
-          training: the pack; ``training.progress.step`` updates are done.
-          metrics: the step's, on the device, leaves ``[runs]``: reading them waits for the step.
-          active: which runs this step updated.
+          training: the state of the pack, after ``training.progress.step`` updates.
+          metrics: the metrics of the step, on the device, leaves ``[runs]``. Reading them waits for the step.
+          active: a mask of the runs that this step updated.
         """
 
 
 def restore(training: Training) -> bool:
-    """Puts the pack where its newest checkpoint was. Returns whether there was one."""
+    """Restores the newest checkpoint of the pack. Returns whether there was one."""
     pack = training.pack
     restored = training.checkpoints.restore({"state": pack.state, "best": training.best})
     if restored is None:
@@ -104,9 +109,10 @@ def restore(training: Training) -> bool:
 
 
 def train(training: Training, callbacks: Sequence[Callback]) -> None:
-    """Trains the pack until every run has ended, or the rest should go on in a program of its own.
+    """Trains the pack until every run has ended or `Training.should_repack` is true.
 
-    A run that diverges stops where it was and leaves the others as they are. The base is not touched.
+    A run that diverges keeps its state from before that step, and does not affect the other runs. The base does not
+    change.
     """
     pack, progress = training.pack, training.progress
     training.display.training(training.index, pack.points, pack.steps, progress.step)
@@ -125,12 +131,18 @@ def train(training: Training, callbacks: Sequence[Callback]) -> None:
 def train_steps(
     base: nnx.Module, pack: Pack, steps: Mapping[int, Any], start: int
 ) -> Iterator[tuple[Batch, StepMetrics]]:
-    """Yields each batch and its metrics from step `start` on, once the step is on its way; `pack.state` is new then.
+    """Runs the train step on each batch, and yields the batch and the step's metrics.
 
-    `steps` has the compiled train step for each padded length.
+    A step is dispatched, not awaited, when it is yielded. `pack.state` is then its result.
+
+    Args:
+      base: the frozen model.
+      pack: the pack. Its state is replaced at every step.
+      steps: the compiled train step for each padded length.
+      start: the number of updates already done.
     """
     for batch in prefetch(pack.batches, start, int(pack.steps.max())):
-        # A copy from the device that nobody asked for would stall every step.
+        # An implicit copy from the device would stall every step, so it is an error here.
         with jax.transfer_guard("disallow"):
             step = steps[batch.tokens.shape[-1]]
             pack.state, metrics = step(base, pack.state, pack.constants, pack.hyper, put_batch(batch))
@@ -139,11 +151,11 @@ def train_steps(
 
 @jax.jit
 def copied(tree: Any) -> Any:
-    """Copies arrays into buffers of their own: the step donates the state's."""
+    """Returns copies of arrays in new buffers, for arrays that must outlive the step, which donates its state."""
     return jax.tree.map(jnp.copy, tree)
 
 
 @jax.jit
 def choose_runs(improved: Bool[Array, " runs"], new: Any, old: Any) -> Any:
-    """Returns for each run the new parameters where it has improved, else the old."""
+    """Returns the new parameters of each run that has improved, and the old ones of the others."""
     return jax.tree.map(lambda new, old: jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old)

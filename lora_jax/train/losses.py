@@ -1,7 +1,7 @@
 """The losses of each row of a batch, computed in float32 at least.
 
-The logits of a language model are its largest array: 8 texts of 512 tokens and a vocabulary of 49,152 make 0.8 GB in
-float32. `token_cross_entropy` never holds more than a chunk of them, forward or backward.
+The logits of a language model are its largest array: 8 texts of 512 tokens and a vocabulary of 49,152 take 0.8 GB in
+float32. `token_cross_entropy` holds one chunk of them at a time, forward and backward.
 """
 
 import functools
@@ -18,14 +18,14 @@ from lora_jax.data.tokens import IGNORED
 
 def cross_entropy(logits: Float[Array, "batch labels"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
     """Returns -log softmax(logits)[label] of each row, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(_wide(logits), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(_to_float32(logits), labels)
 
 
 def squared_error(
     outputs: Float[Array, "batch values"], targets: Float[Array, "batch values"]
 ) -> Float[Array, " batch"]:
     """Returns the squared error of each row, averaged over its values."""
-    return jnp.mean((_wide(outputs) - targets) ** 2, axis=-1)
+    return jnp.mean((_to_float32(outputs) - targets) ** 2, axis=-1)
 
 
 def token_cross_entropy(
@@ -43,11 +43,11 @@ def token_cross_entropy(
     once. The backward pass computes them again only if parameters that `logits_of` closes over are trained.
 
     Args:
-      logits_of: maps hidden states to logits, such as ``CausalLM.logits``. It is given about `chunk` positions at a
-        time, the same few of every row, and must treat each position independently.
+      logits_of: maps hidden states to logits, such as ``CausalLM.logits``. It gets about `chunk` positions at a time,
+        the same positions of every row, and must treat each position independently.
       hidden: the last hidden states.
       labels: ``labels[:, t]`` is what position t predicts, or IGNORED.
-      chunk: how many positions have logits at the same time.
+      chunk: the number of positions whose logits exist at the same time.
     """
     batch, tokens, _ = hidden.shape
     chunks = -(-tokens // min(tokens, -(-chunk // batch)))
@@ -65,7 +65,7 @@ def _chunked(
     hidden: Float[Array, "batch tokens width"],
     labels: Int[Array, "batch tokens"],
 ) -> tuple[Float[Array, "batch tokens"], Bool[Array, "batch tokens"]]:
-    """Returns each token's loss (0 without a label) and whether it is correct, `size` tokens of every row at a time."""
+    """Returns each token's loss (0 without a label) and whether it is correct, in chunks of `size` tokens."""
 
     def step(_, piece):
         return None, _losses(logits_of, consts, *piece)
@@ -110,7 +110,7 @@ _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 
 def _losses(logits_of, consts, hidden, labels):
-    logits = _wide(logits_of(hidden, *consts))
+    logits = _to_float32(logits_of(hidden, *consts))
     labelled = labels != IGNORED
     picked = jnp.take_along_axis(logits, jnp.where(labelled, labels, 0)[..., None], axis=-1)[..., 0]
     losses = jnp.where(labelled, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
@@ -118,7 +118,7 @@ def _losses(logits_of, consts, hidden, labels):
 
 
 def _cut(x: Float[Array, "batch tokens ..."], size: int, fill: int = 0) -> Float[Array, "chunks batch {size} ..."]:
-    """Cuts the tokens into chunks of `size`. The rows stay an axis, since a mesh would be split along it."""
+    """Cuts the tokens into chunks of `size`. The rows remain an axis, because a device mesh would split along it."""
     batch, tokens, *rest = x.shape
     chunks = -(-tokens // size)
     x = jnp.pad(x, [(0, 0), (0, chunks * size - tokens), *[(0, 0)] * len(rest)], constant_values=fill)
@@ -135,7 +135,8 @@ def _join(tree: Any, tokens: int) -> Any:
     return jax.tree.map(join, tree)
 
 
-def _wide(x: Array) -> Array:
+def _to_float32(x: Array) -> Array:
+    """Widens `x` to float32, and leaves float64 as it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

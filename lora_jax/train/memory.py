@@ -1,4 +1,4 @@
-"""How many bytes arrays, compiled programs and runs take, and how many are free."""
+"""Bytes that arrays, compiled programs and runs take, and bytes that are free."""
 
 import functools
 import os
@@ -13,9 +13,9 @@ from flax import nnx
 from lora_jax.data.batches import Batch
 from lora_jax.methods import AdapterInit
 from lora_jax.train.optimizer import Hyper
-from lora_jax.train.step import Program, RunState, loss_of, start_state
+from lora_jax.train.step import Program, RunState, init_state, loss_of
 
-USABLE = 0.9  # of what is free: the rest is for what an allocator cannot piece together
+USABLE = 0.9  # share of the free bytes; the rest allows for an allocator's fragmentation
 
 
 def size(tree: Any) -> int:
@@ -24,7 +24,7 @@ def size(tree: Any) -> int:
 
 
 def budget() -> int:
-    """Returns the bytes that packs may take on this device, beside what is loaded."""
+    """Returns the bytes that packs may take on this device, in addition to the arrays on it."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(USABLE * (stats["bytes_limit"] - stats["bytes_in_use"]))
@@ -32,55 +32,65 @@ def budget() -> int:
 
 
 def peak_bytes(compiled: Any) -> int:
-    """Returns the bytes that XLA planned for a compiled program: its arguments, results and temporaries."""
+    """Returns the bytes that XLA plans for a compiled program: its arguments, results and temporaries."""
     plan = compiled.memory_analysis()
     return int(plan.argument_size_in_bytes) + added_bytes(compiled)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether `error` says that the device, or a plan for it, has too little memory for a pack."""
+    """Returns whether `error` reports too little memory, on the device or in a plan for it."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def added_bytes(compiled: Any) -> int:
-    """Returns the bytes that a compiled program takes beside its arguments."""
+    """Returns the bytes that a compiled program takes in addition to its arguments."""
     plan = compiled.memory_analysis()
     return int(plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes)
 
 
 def pack_bytes(compiled: Any, state: RunState, *others: Any) -> int:
-    """Returns the bytes beside the base that a pack's compiled step takes: XLA's own plan, and the best parameters.
+    """Returns the bytes that a pack takes in addition to the base: XLA's plan for its step, and the best parameters.
 
-    `state` and `others` are its arguments but for the base, of which XLA leaves out what a step does not read.
+    Args:
+      compiled: the compiled train step.
+      state: the state of the pack, arrays or shapes.
+      others: the other arguments of the step except the base. They are counted here and not taken from XLA's plan,
+        because XLA leaves out arguments that a step does not read.
     """
     return size((state, others)) + size(state.params) + added_bytes(compiled)
 
 
 def state_bytes(program: Program, init: AdapterInit, hyper: Hyper) -> int:
-    """Returns the bytes that a run takes for its parameters' sake, which its rank changes: its state and a gradient."""
-    state = jax.eval_shape(functools.partial(start_state, program), init.params, hyper)
+    """Returns the bytes of a run that grow with its parameters: its state, a gradient and an update."""
+    state = jax.eval_shape(functools.partial(init_state, program), init.params, hyper)
     return size(state) + 2 * size(init.params)
 
 
 def run_bytes(program: Program, base: nnx.Module, init: AdapterInit, hyper: Hyper, example: Batch) -> int:
-    """Returns the bytes that one more run must take: its state, gradient and update, and its backward pass's inputs.
+    """Returns the least bytes of one more run: its state, gradient, update, and the residuals of its backward pass.
 
-    Those inputs are read off the traced function, so XLA's own temporaries are not in it. `example` is one run's batch;
-    all arguments may be shapes.
+    The residuals are those of the traced function, so XLA's temporaries are not counted. All arguments may be shapes.
+
+    Args:
+      program: the settings that are compiled in.
+      base: the frozen model.
+      init: the parameters and constants of one run.
+      hyper: the hyperparameters of one run.
+      example: the batch of one run.
     """
 
     def residuals(base: Any, params: Any, constants: Any, hyper: Any, batch: Any) -> Any:
         return jax.vjp(lambda params: loss_of(program, base, params, constants, hyper, batch, 0), params)[1]
 
-    kept = jax.eval_shape(residuals, base, init.params, init.constants, hyper, example)
-    return state_bytes(program, init, hyper) + max(size(kept) - size(base), 0)
+    shapes = jax.eval_shape(residuals, base, init.params, init.constants, hyper, example)
+    return state_bytes(program, init, hyper) + max(size(shapes) - size(base), 0)
 
 
 def _free_on_host() -> int:
-    """What could be allocated without swapping; Linux counts the page cache that it can drop."""
-    facts = Path("/proc/meminfo")
-    if facts.exists():
-        lines = dict(line.split(":") for line in facts.read_text().splitlines())
+    """Returns the bytes that can be allocated without swapping. On Linux they include the page cache."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         if "MemAvailable" in lines:
             return int(lines["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Objectives: the head that a task needs, the loss that trains it, and what its predictions are."""
+"""Objectives: the head, the loss and the predictions of each kind of task."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -19,13 +19,13 @@ DropoutRate = Float[Array, ""] | float
 
 
 class Objective(Protocol):
-    """What a kind of task asks of a model.
+    """The head, loss and predictions of one kind of task.
 
-    `loss` and `outputs` run on the device, for one run; their keyword arguments are those of the model's call.
-    `predictions` runs on the host, in float64.
+    `loss` and `outputs` run on the device, for one run; their keyword arguments are those of the model's
+    ``__call__``. `predictions` runs on the host, in float64.
 
     Attributes:
-      head: what `load_base` puts on the backbone.
+      head: the head that `load_base` puts on the backbone.
       fields: the fields of `Predictions` that `predictions` fills.
     """
 
@@ -33,20 +33,24 @@ class Objective(Protocol):
     fields: ClassVar[frozenset[str]]
 
     def head_outputs(self, labels: Sequence[str]) -> int | None:
-        """Returns how many outputs the head has, given the task's label names; None if the checkpoint says so."""
+        """Returns the number of outputs of the head, or None if the checkpoint determines it.
+
+        Args:
+          labels: the names of the task's labels.
+        """
 
     def loss(
         self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
     ) -> Float[Array, ""]:
-        """Returns the mean loss of a batch, which training minimises."""
+        """Returns the mean loss of a batch. Training minimises it."""
 
     def outputs(
         self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
     ) -> Any:
-        """Returns what scoring keeps of each example: an array, or a NamedTuple of arrays, ``[batch, ...]``."""
+        """Returns the outputs that `predictions` reads: an array, or a NamedTuple of arrays, ``[batch, ...]``."""
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."]) -> Predictions:
-        """Turns the outputs of all examples of a split, in order, into predictions."""
+        """Converts the outputs of all examples of a split, in order, to predictions."""
 
 
 class Classification:
@@ -112,11 +116,11 @@ class Regression:
 
 
 class Likelihoods(NamedTuple):
-    """What a language model makes of each reference."""
+    """Statistics of each reference text under a language model."""
 
     losses: Float[Array, " batch"]  # summed over its labelled tokens
-    tokens: Int[Array, " batch"]  # how many of them there are
-    correct: Int[Array, " batch"]  # how many of those have the largest logit
+    tokens: Int[Array, " batch"]  # the number of labelled tokens
+    correct: Int[Array, " batch"]  # the number of labelled tokens whose label has the largest logit
 
 
 class Generation:
@@ -131,7 +135,7 @@ class Generation:
     def loss(
         self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
     ) -> Float[Array, ""]:
-        # A mean over the batch's labelled tokens and not over its texts: long references weigh more, as is usual.
+        # The mean is over the batch's labelled tokens, not over its texts, so long references weigh more.
         likelihoods = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
         return likelihoods.losses.sum() / likelihoods.tokens.sum()
 
@@ -157,7 +161,7 @@ OBJECTIVES: dict[str, Objective] = {
 def _head_outputs(
     model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate, key: Key
 ) -> Float[Array, "batch outputs"]:
-    # Only models that read token types accept them, and only their examples have any.
+    # Only some models accept token types, and only the examples of those models have them.
     types = {} if batch.types is None else {"types": batch.types}
     outputs: Array = model(batch.tokens, batch.mask, **types, options=options, dropout_rate=dropout_rate, key=key)
     return outputs

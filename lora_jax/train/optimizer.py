@@ -1,5 +1,4 @@
-"""Optimizers and schedules whose hyperparameters are data: traced numbers, so that runs which differ in them share
-one compiled step."""
+"""Optimizers and schedules with traced hyperparameters, so that runs with different values share one compiled step."""
 
 from typing import Any, NamedTuple
 
@@ -11,13 +10,14 @@ from jaxtyping import Array, Float, Int
 
 from lora_jax.config import RunConfig
 
-# Adafactor's statistics are means over whole rows and columns, so zero-padding would change them.
+# Whether an optimizer updates each element independently. Adafactor does not: its statistics are means over whole
+# rows and columns, so zero-padding would change them.
 ELEMENTWISE = {"adamw": True, "sgd": True, "lion": True, "adafactor": False}
-UNDECAYED = ("bias", "scale")
+UNDECAYED = ("bias", "scale")  # names of parameters without weight decay
 
 
 class Hyper(NamedTuple):
-    """One run's hyperparameters as arrays; in a pack each has a leading axis of runs."""
+    """Hyperparameters of one run, as arrays. In a pack each has a leading axis of runs."""
 
     lr: Float[Array, ""]
     b1: Float[Array, ""]
@@ -32,7 +32,7 @@ class Hyper(NamedTuple):
 
 
 def hyper_of(run: RunConfig, steps: int) -> Hyper:
-    """Returns the hyperparameters of `run`, on the host; `steps` is how long it trains."""
+    """Returns the hyperparameters of `run`, on the host. `steps` is the length of the run."""
     optim, dtype = run.optim, jnp.zeros(()).dtype
 
     def real(value: float) -> Any:
@@ -56,10 +56,11 @@ def hyper_of(run: RunConfig, steps: int) -> Hyper:
 
 
 def learning_rate(hyper: Hyper, step: Int[Array, ""], schedule: str) -> Float[Array, ""]:
-    """The rate of the update after `step` updates: up linearly over the warmup, then by `schedule` to zero at the end.
+    """Returns the learning rate of the update that follows `step` updates.
 
-    The same numbers as transformers' get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup; optax's own
-    schedules want the number of steps as a Python int, which would make it shape.
+    It rises linearly over the warmup, then falls to zero by `schedule`, or stays constant. The values are those of
+    transformers' get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup. Optax's schedules take the
+    number of steps as a Python int, which would be compiled in.
     """
     up = step / jnp.maximum(hyper.warmup, 1)
     done = jnp.clip((step - hyper.warmup) / jnp.maximum(hyper.steps - hyper.warmup, 1), 0.0, 1.0)
@@ -67,10 +68,11 @@ def learning_rate(hyper: Hyper, step: Int[Array, ""], schedule: str) -> Float[Ar
     return (hyper.lr * jnp.where(step < hyper.warmup, up, down[schedule])).astype(hyper.lr.dtype)
 
 
-def optimizer(name: str, hyper: Hyper, rate: Float[Array, ""]) -> optax.GradientTransformation:
-    """Clipping by global norm, then `name`'s update with decoupled weight decay (none on biases and norms' scales).
+def optimizer(name: str, hyper: Hyper, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+    """Returns the optimizer `name` with clipping by global norm and decoupled weight decay.
 
-    Its state holds nothing but what belongs to the parameters it is given: the delta's.
+    Biases and the scales of norms are not decayed. The optimizer's state covers the trained parameters alone, never
+    the base.
     """
     scale_by = {
         "adamw": lambda: optax.scale_by_adam(hyper.b1, hyper.b2, hyper.eps),
@@ -82,12 +84,12 @@ def optimizer(name: str, hyper: Hyper, rate: Float[Array, ""]) -> optax.Gradient
         optax.clip_by_global_norm(hyper.clip_norm),
         scale_by[name](),
         optax.add_decayed_weights(hyper.weight_decay, mask=decayed),
-        optax.scale(-rate),
+        optax.scale(-learning_rate),
     )
 
 
 def decayed(params) -> dict:
-    """True for each parameter that weight decay applies to."""
+    """Returns a mask of the parameters that weight decay applies to."""
 
     def by_name(path, _):
         return str(path[0].key).rpartition("/")[2] not in UNDECAYED

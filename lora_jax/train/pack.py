@@ -1,7 +1,7 @@
 """Packs: many runs over one frozen base, stacked and trained in one program.
 
-Everything that belongs to a run (parameters, optimizer state, hyperparameters, constants) has a leading axis of runs;
-the base does not. Sizes are padded to the pack's largest, and what a run does not adapt is neutral there.
+The parameters, optimizer state, hyperparameters and constants of runs have a leading axis of runs. The base has none.
+Sizes are padded to the largest of the pack. A layer that a run does not adapt has a neutral adapter.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from lora_jax.errors import UserError
 from lora_jax.methods import AdapterInit
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper, hyper_of
 from lora_jax.train.setup import Setup
-from lora_jax.train.step import Params, Program, RunState, outputs_of, program_of, start_state, train_step
+from lora_jax.train.step import Params, Program, RunState, init_state, outputs_of, program_of, train_step
 
 
 @dataclasses.dataclass(eq=False)
 class Pack:
-    """Runs on the device, stacked; and on the host what does not change while they train."""
+    """The stacked arrays of runs on the device, and their settings and batches on the host."""
 
     program: Program
     points: Sequence[Point]
-    inits: Sequence[AdapterInit]  # the shapes of what each run starts from, at true sizes: the arrays are in `state`
-    steps: Int[np.ndarray, " runs"]  # how long each run trains
+    inits: Sequence[AdapterInit]  # shapes at true sizes; the arrays are in `state`
+    steps: Int[np.ndarray, " runs"]  # the length of each run
     batches: TrainBatches
     state: RunState
     constants: Any
@@ -38,7 +38,11 @@ class Pack:
 
 
 def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
-    """Stacks `points` at step 0. Raises UserError for what the model does not have (targets, ranks)."""
+    """Initialises and stacks the runs of `points`.
+
+    Raises:
+      UserError: the model does not have a run's targets or ranks.
+    """
     runs = [point.config for point in points]
     program = program_of(runs[0])
     batches = setup.train_batches(runs[0], tuple(run.seed for run in runs))
@@ -46,7 +50,7 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
     inits = [program.method.init(setup.base.model, run) for run in runs]
     hypers = [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]
     shapes = jax.eval_shape(lambda: inits)
-    # As one program: by itself, every small operation would be compiled.
+    # One program: without `jit`, every small operation would be compiled separately.
     stacked = jax.jit(functools.partial(stack, program))(inits, hypers)
     return Pack(program, points, shapes, np.array(steps), batches, *stacked)
 
@@ -54,7 +58,8 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
 def stack(program: Program, inits: Sequence[AdapterInit], hypers: Sequence[Hyper]) -> tuple[RunState, Any, Hyper]:
     """Returns (state, constants, hyper) of a pack at step 0, each leaf ``[runs, ...]``.
 
-    Raises UserError where runs need padding and the optimizer is not element-wise, since padding would change it.
+    Raises:
+      UserError: runs need padding, and the optimizer is not element-wise, so padding would change its updates.
     """
     if len({str(jax.tree.map(jnp.shape, init.params)) for init in inits}) > 1 and not ELEMENTWISE[program.optim]:
         raise UserError(
@@ -65,12 +70,12 @@ def stack(program: Program, inits: Sequence[AdapterInit], hypers: Sequence[Hyper
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(init.params for init in aligned))
     constants = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(init.constants for init in aligned))
     hyper = jax.tree.map(lambda *leaves: jnp.stack(leaves), *hypers)
-    state = jax.vmap(functools.partial(start_state, program))(params, hyper)
+    state = jax.vmap(functools.partial(init_state, program))(params, hyper)
     return state, constants, hyper
 
 
 def align(inits: Sequence[AdapterInit]) -> list[AdapterInit]:
-    """Returns the same inits with the same shapes: sizes padded, and what a run lacks neutral."""
+    """Pads inits to common shapes, and adds neutral adapters at the paths that an init lacks."""
     params = _align([init.params for init in inits])
     constants = _align([init.constants for init in inits])
     return [AdapterInit(p, c, init.trainable) for p, c, init in zip(params, constants, inits, strict=True)]
@@ -102,27 +107,37 @@ def _largest(one: Any, other: Any) -> Any:
 
 
 def unstack_run(params: Params, index: int, init: Params) -> Params:
-    """Returns one run's parameters out of a pack's, at the paths and true sizes of its own `init`."""
+    """Returns the parameters of run `index`, at the paths and true sizes of `init`. The inverse of `stack`."""
     run = {path: jax.tree.map(lambda leaf: leaf[index], params[path]) for path in init}
     return {path: value if value.size is None else value.resize(init[path].size) for path, value in run.items()}
 
 
 def packed_step(program: Program):
-    """``(base, state, constants, hyper, batch) -> (state, metrics)`` for a pack; donates the state."""
+    """Returns the jitted train step of a pack, ``(base, state, constants, hyper, batch) -> (state, metrics)``.
+
+    It donates the state.
+    """
     step = functools.partial(train_step, program)
     return jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0, 0)), donate_argnums=1)
 
 
 def packed_outputs(program: Program):
-    """``(base, params, constants, batch) -> outputs [runs, batch, ...]``; all runs see the same batch.
+    """Returns the jitted scoring function of a pack, ``(base, params, constants, batch) -> outputs``.
 
-    Of a classifier they are its logits; train/objective.py has the rest.
+    All runs get the same batch. The outputs are those of the objective (see train/objective.py), with a leading axis
+    of runs: ``[runs, batch, ...]``.
     """
     return jax.jit(jax.vmap(functools.partial(outputs_of, program), in_axes=(None, 0, 0, None)))
 
 
 def of_length(example: Batch, length: int, leading: int) -> Batch:
-    """The shapes of `example`, its tokens of another length; `leading` axes come before those."""
+    """Returns the shapes of `example` with sequences of `length` tokens.
+
+    Args:
+      example: a batch of any length, arrays or shapes.
+      length: the padded length.
+      leading: the number of axes before the axes of tokens.
+    """
 
     def shape(leaf):
         return jax.ShapeDtypeStruct((*leaf.shape[:leading], *[length] * (leaf.ndim - leading)), leaf.dtype)

@@ -1,4 +1,4 @@
-"""What a resumed pack must know beside its arrays to report the same figures."""
+"""Progress of a pack. A checkpoint stores it beside the arrays, so that a resumed pack reports the same figures."""
 
 import dataclasses
 import time
@@ -12,15 +12,15 @@ from jaxtyping import Bool, Int
 
 @dataclasses.dataclass
 class Progress:
-    """How far a pack has come; lists are by run."""
+    """Progress of a pack. Lists have an entry per run."""
 
-    step: int
-    live: list[bool]  # as of the last log: what has diverged since is known to the device only
+    step: int  # updates done
+    live: list[bool]  # as of the last log; the device alone knows of later divergence
     tokens: list[int]
     train_loss: list[float | None]
-    best: list[dict[str, float] | None]  # the best validation so far: its figures, and its step under "step"
-    stopped: list[int | None]  # the step at which `stop` ended a run
-    seconds: float  # of training, without compiling and scoring
+    best: list[dict[str, float] | None]  # figures of the best validation so far, and its step under "step"
+    stopped: list[int | None]  # the step at which the `stop` rule ended the run
+    seconds: float  # training time, without compilation and scoring
 
     @classmethod
     def start(cls, runs: int) -> Self:
@@ -28,16 +28,16 @@ class Progress:
         return cls(0, [True] * runs, [0] * runs, [None] * runs, [None] * runs, [None] * runs, 0.0)
 
     def unfinished(self, steps: Int[np.ndarray, " runs"]) -> Bool[np.ndarray, " runs"]:
-        """Returns a mask of the runs that are still training; `steps` is how long each trains."""
+        """Returns a mask of the runs that are still training; `steps` is the length of each run."""
         return np.array(self.live) & (steps > self.step)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what `Progress` can be made from again."""
+        """Returns the fields as JSON. ``Progress(**fields)`` is the inverse."""
         return dataclasses.asdict(self)
 
 
 class Clock:
-    """Measures training time in seconds, pauses left out."""
+    """Measures training time in seconds, without pauses."""
 
     def __init__(self, seconds: float = 0.0):
         self._start_time = time.monotonic() - seconds
@@ -48,9 +48,9 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time that the body takes out of the count."""
-        began = time.monotonic()
+        """Excludes the time of the body from the measured time."""
+        start_time = time.monotonic()
         try:
             yield
         finally:
-            self._start_time += time.monotonic() - began
+            self._start_time += time.monotonic() - start_time

@@ -26,23 +26,27 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "hydr
 def open_tracker(
     tracking: TrackingSession, setup: Setup, point: Point, *, group: str, keep_until: int | None
 ) -> Tracker:
-    """Returns the tracker of `point`. `keep_until` is the step that it goes on from; None starts anew."""
+    """Returns the tracker of `point`.
+
+    Args:
+      keep_until: the step from which the run continues. Records after it are dropped. None: the run starts anew.
+    """
     return tracking.tracker(
         point.folder, run_record(setup, point), group=group, settings=point.config, keep_until=keep_until
     )
 
 
 def is_done(folder: Path) -> bool:
-    """Returns whether the run in `folder` has results, so that it is not run again when its sweep is resumed."""
+    """Returns whether the run in `folder` has results. A resumed sweep does not run it again."""
     summary = read_summary(folder)
     return summary is not None and summary.status != "failed"
 
 
 def done_summary(folder: Path) -> Summary:
-    """Returns the summary of a run that is over.
+    """Returns the summary of a run that has ended.
 
     Raises:
-      FileNotFoundError: it is not over.
+      FileNotFoundError: the run has not ended.
     """
     summary = read_summary(folder)
     if summary is None:
@@ -51,7 +55,7 @@ def done_summary(folder: Path) -> Summary:
 
 
 def axes_of(point: Point) -> Axes:
-    """Returns what tells `point` from the others of its sweep. What its method does not read is None."""
+    """Returns the settings that distinguish `point` in its sweep. Settings that its method does not read are None."""
     run = point.config
     method = run.method
     return Axes(
@@ -85,16 +89,16 @@ def run_record(setup: Setup, point: Point) -> RunRecord:
             examples={split: len(examples) for split, examples in setup.data.splits.items()},
         ),
         commit=_commit(),
-        command=shlex.join(["python", *sys.orig_argv[1:]]),  # what was typed: Hydra sees a few words more
+        command=shlex.join(["python", *sys.orig_argv[1:]]),  # as typed; Hydra gets more arguments
         start_time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
 def initial_summary(setup: Setup, point: Point, shapes: AdapterInit) -> Summary:
-    """Returns the summary of a run that has not trained: status "failed", and what is known before training.
+    """Returns the summary of a run that has not trained: status "failed", and its counts of parameters.
 
     Args:
-      shapes: the shapes of what the run starts from.
+      shapes: the shapes of the run's parameters and constants.
     """
     base, trainable, scoring = setup.base.parameters, shapes.trainable, scoring_of(point.config.task)
     head = count({path: value for path, value in shapes.params.items() if path.startswith("head/")})
@@ -113,7 +117,7 @@ def initial_summary(setup: Setup, point: Point, shapes: AdapterInit) -> Summary:
 
 
 def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
-    """Returns the part of adapter.json that says how the adapter was made."""
+    """Returns the field ``config`` of adapter.json: the settings of the training."""
     run = point.config
     return {
         "method": run.method.name,
@@ -130,7 +134,7 @@ def adapter_config(setup: Setup, point: Point) -> dict[str, Any]:
 
 
 def train_figures(metrics: StepMetrics, i: int, tokens_per_s: float) -> dict[str, float]:
-    """Returns the part of run `i` of a step's metrics, under the names that metrics.jsonl has."""
+    """Returns the metrics of run `i` at one step, by the names in metrics.jsonl."""
     return {
         "train/loss": float(metrics.loss[i]),
         "train/lr": float(metrics.lr[i]),
@@ -150,9 +154,9 @@ def _version(package: str) -> str | None:
 
 @functools.cache
 def _commit() -> str | None:
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     try:
-        result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+        result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
     except OSError:
         return None
     return result.stdout.strip() or None

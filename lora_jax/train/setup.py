@@ -1,4 +1,4 @@
-"""What the runs of a sweep share: a base, a task, and its data as tokens."""
+"""Setups: the base, the task and the encoded data that runs share."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from lora_jax.weights.load import Base, load_base
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """A loaded base, a task and its data, raw and as tokens of the base."""
+    """A loaded base, and a task with its data, raw and encoded for the base."""
 
     base: Base
     task: Task
@@ -27,15 +27,19 @@ class Setup:
 
 
 def setup_key(run: RunConfig) -> tuple[object, ...]:
-    """Returns what a setup depends on: the same for runs that can share one."""
+    """Returns the settings that determine a setup. Runs with equal keys share one."""
     model, task = run.model, run.task
     data = (task.name, task.data_dir, max(task.buckets), task.eval_examples)
     return (*data, model.source, model.family, model.pool, run.dtype, run.base_storage)
 
 
 def load_setup(run: RunConfig) -> Setup:
-    """Loads the base and the task that `run` needs. Raises UserError as load_base and load_task do."""
-    # The task first: a missing data folder should not wait for a download.
+    """Loads the base and the task that `run` needs.
+
+    Raises:
+      UserError: as in `load_base` and `load_task`.
+    """
+    # The task comes first, so that a missing data folder is reported before the model is downloaded.
     task, data = find_task(run.task.name), load_task(run.task.name, run.task.data_dir)
     objective = OBJECTIVES[task.objective]
     base = load_base(

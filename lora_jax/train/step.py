@@ -1,4 +1,4 @@
-"""The one train step: pure, for one run. ``pack.py`` maps it over runs; a single run is a pack of one."""
+"""The train step: a pure function for one run. ``pack.py`` maps it over runs. A single run is a pack of one."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -18,18 +18,19 @@ from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
 
-Params = dict[str, Any]  # adapters by path, whose leaves train
+Params = dict[str, Any]  # adapters by path; their leaves are trained
 
-# A run whose loss is not finite, or above this many times its first loss, has diverged: it stops where it was.
+# A run has diverged if its loss is not finite, or is above this multiple of its first loss. Its parameters then stay
+# as they were before that step.
 DIVERGED = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is compiled in: the settings that the runs of a pack have in common."""
+    """The settings that are compiled in. All runs of a pack share them."""
 
     method: Method
-    objective: str  # the task's
+    objective: str  # a key of OBJECTIVES
     optim: str
     schedule: str
     drops_out: bool
@@ -40,9 +41,10 @@ class Program:
 
 
 def program_of(run: RunConfig) -> Program:
-    """The program that `run` is trained by, with every other run of the same ``run.shape()``."""
-    # Without a loop, XLA on a CPU computes again right away what `remat` left out, and nothing is saved.
-    whole_stack = jax.default_backend() == "cpu" and run.model.remat == "none"
+    """Returns the program of `run`. Runs with the same ``run.program_key()`` have the same program."""
+    # A CPU unrolls the whole stack of layers, which is faster, but not under `remat`: without a loop, XLA on a CPU
+    # recomputes at once what `remat` dropped, so no memory is saved.
+    unroll_all = jax.default_backend() == "cpu" and run.model.remat == "none"
     return Program(
         method=method_of(run.method),
         objective=find_task(run.task.name).objective,
@@ -50,32 +52,35 @@ def program_of(run: RunConfig) -> Program:
         schedule=run.optim.schedule,
         drops_out=run.drops_out,
         dtype=run.dtype,
-        unroll=whole_stack if run.model.unroll == "auto" else run.model.unroll,
+        unroll=unroll_all if run.model.unroll == "auto" else run.model.unroll,
         remat=run.model.remat,
         attention=run.model.attention,
     )
 
 
 class RunState(NamedTuple):
-    """All that changes while a run trains."""
+    """The arrays of a run that change while it trains."""
 
     params: Params
     opt_state: Any
     step: Int[Array, ""]  # updates done
     live: Bool[Array, ""]  # False once diverged
-    first_loss: Float[Array, ""]
+    first_loss: Float[Array, ""]  # the divergence threshold is a multiple of it
 
 
 class StepMetrics(NamedTuple):
+    """Metrics of one step of one run. Norms are global L2 norms."""
+
     loss: Float[Array, ""]
     lr: Float[Array, ""]
-    grad_norm: Float[Array, ""]
+    grad_norm: Float[Array, ""]  # before clipping
     update_norm: Float[Array, ""]
     param_norm: Float[Array, ""]
     live: Bool[Array, ""]
 
 
-def start_state(program: Program, params: Params, hyper: Hyper) -> RunState:
+def init_state(program: Program, params: Params, hyper: Hyper) -> RunState:
+    """Returns the state of a run at step 0."""
     opt_state = optimizer(program.optim, hyper, jnp.zeros(())).init(params)
     return RunState(params, opt_state, jnp.int32(0), jnp.bool_(True), jnp.asarray(jnp.inf, hyper.lr.dtype))
 
@@ -85,38 +90,49 @@ def compute_options(program: Program) -> ComputeOptions:
     return ComputeOptions(program.dtype, program.unroll, program.remat, program.attention)
 
 
-def adapted(program: Program, base: nnx.Module, params: Params, constants: Any) -> nnx.Module:
-    """`base` with a run's delta grafted into it."""
+def adapt(program: Program, base: nnx.Module, params: Params, constants: Any) -> nnx.Module:
+    """Returns `base` with a run's delta grafted into it."""
     return graft(base, program.method.materialise(params, constants))
 
 
 def loss_of(
     program: Program, base: nnx.Module, params: Params, constants: Any, hyper: Hyper, batch: Batch, step: Array | int
 ) -> Float[Array, ""]:
-    """What a run minimises, at its `step`: dropout depends on that and on the run's seed alone."""
+    """Returns the training loss of a run. Dropout depends on `step` and the run's seed alone."""
     key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.drops_out else None
-    model = adapted(program, base, params, constants)
+    model = adapt(program, base, params, constants)
     return OBJECTIVES[program.objective].loss(
         model, batch, dropout_rate=hyper.dropout, key=key, options=compute_options(program)
     )
 
 
 def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Any:
-    """Computes what scoring keeps of each example, ``[batch, ...]``: see train/objective.py."""
-    model = adapted(program, base, params, constants)
+    """Returns the outputs of the program's objective, ``[batch, ...]`` (see train/objective.py)."""
+    model = adapt(program, base, params, constants)
     return OBJECTIVES[program.objective].outputs(model, batch, options=compute_options(program))
 
 
 def train_step(
     program: Program, base: nnx.Module, state: RunState, constants: Any, hyper: Hyper, batch: Batch
 ) -> tuple[RunState, StepMetrics]:
-    """One update of the delta. The base is read, never written; a diverged or finished run stays as it is."""
+    """Updates one run by one batch. A run that has diverged or finished does not change.
 
+    Args:
+      program: the settings that are compiled in.
+      base: the frozen model.
+      state: the run's parameters and optimizer state.
+      constants: the constants of the run's adapters.
+      hyper: the run's hyperparameters.
+      batch: the run's batch.
+
+    Returns:
+      The new state, and the metrics of this step.
+    """
     loss, grads = jax.value_and_grad(
         lambda params: loss_of(program, base, params, constants, hyper, batch, state.step)
     )(state.params)
-    rate = learning_rate(hyper, state.step, program.schedule)
-    updates, opt_state = optimizer(program.optim, hyper, rate).update(grads, state.opt_state, state.params)
+    lr = learning_rate(hyper, state.step, program.schedule)
+    updates, opt_state = optimizer(program.optim, hyper, lr).update(grads, state.opt_state, state.params)
     multipliers = program.method.learning_rate_multipliers(state.params, constants)
     if multipliers is not None:
         updates = jax.tree.map(jnp.multiply, updates, multipliers)
@@ -124,12 +140,13 @@ def train_step(
 
     first_loss = jnp.where(state.step == 0, loss, state.first_loss)
     grad_norm = optax.tree.norm(grads)
-    sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= DIVERGED * first_loss)
-    live = state.live & (sound | (state.step >= hyper.steps))
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= DIVERGED * first_loss)
+    unfinished = state.step < hyper.steps
+    live = state.live & (finite | ~unfinished)
     new = RunState(params, opt_state, state.step + 1, live, first_loss)
-    moving = live & (state.step < hyper.steps)
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(moving, new, old), new._replace(live=live), state._replace(live=live)
+    active = live & unfinished
+    chosen = jax.tree.map(
+        lambda new, old: jnp.where(active, new, old), new._replace(live=live), state._replace(live=live)
     )
     norms = (grad_norm, optax.tree.norm(updates), optax.tree.norm(params))
-    return kept, StepMetrics(loss, rate, *norms, live)
+    return chosen, StepMetrics(loss, lr, *norms, live)

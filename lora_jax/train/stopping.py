@@ -4,12 +4,12 @@ The rule is a variant of the median stopping rule (Golovin et al., "Google Vizie
 third validation on, a run is ended if its best validation figure is strictly worse than the median of the best figures
 that the other runs of its pack have had by the same step. Vizier compares a trial's best with the median of the running
 averages of complete trials. Here the others train beside it, so they are compared by their best at the same step. A run
-that has ended counts with the best that it reached: otherwise the median would climb with every run that is ended,
-until one were left. With fewer than two others nothing is ended, and never the run that is ahead.
+that has ended counts with its best figure. Otherwise the median would rise with every run that is ended, until one run
+were left. With fewer than two other runs no run is ended, and the best run is never ended.
 
-The rule saves device time: once half of a pack has ended, the runs that are left go on in a smaller program, and packs
-that wait begin sooner. A waiting run does not join a pack midway: it would need its own length at every step, and so a
-program padded to the longest of all, for a chip that a pack too large to hold them all already keeps busy.
+The rule saves device time: once half of a pack has ended, the unfinished runs continue in a smaller program, and the
+next packs start sooner. A waiting run does not join a pack midway. It would need its own padded length at every step,
+and so a program padded to the longest of all, on a device that the pack already fills.
 
 `lora_jax.analysis.stopping` replays the rule over sweeps that trained without it.
 """
@@ -19,14 +19,14 @@ from collections.abc import Sequence
 
 from lora_jax.metrics import better
 
-VALIDATIONS_BEFORE_JUDGING = 3  # no run is ended before it has had so many
-FEWEST_OTHER_RUNS = 2  # that a run is compared with
+VALIDATIONS_BEFORE_JUDGING = 3  # a run is not ended before this many validations
+FEWEST_OTHER_RUNS = 2  # needed for a comparison
 
 
 def below_median(metric: str, best: Sequence[float | None]) -> list[bool]:
     """Returns for each run whether its best value of `metric` is worse than the median of the others' best.
 
-    A run that has no value yet, None, is neither below the median nor part of it.
+    A run without a value yet, None, is neither below the median nor part of it.
     """
 
     def is_below(run: int, value: float | None) -> bool:
@@ -39,21 +39,21 @@ def below_median(metric: str, best: Sequence[float | None]) -> list[bool]:
 
 
 class MedianRule:
-    """The best validation figure of every run of a pack, and which runs the rule ends.
+    """Records the best validation figure of every run of a pack, and determines the runs to end.
 
     Args:
       metric: the name of the validation figure.
-      runs: how many runs the pack has.
+      runs: the number of runs of the pack.
     """
 
     def __init__(self, metric: str, runs: int):
         self.metric = metric
         self.best: list[float | None] = [None] * runs
-        self.validations = [0] * runs  # how many each run has had
-        self._last_validation: list[int | None] = [None] * runs  # the step
+        self.validations = [0] * runs  # the number of validations of each run
+        self._last_validation: list[int | None] = [None] * runs  # the step of each run's last validation
 
     def record(self, run: int, step: int, value: float) -> bool:
-        """Notes a run's validation after `step` updates. Returns whether it is the best that this run has had."""
+        """Records a run's validation after `step` updates. Returns whether it is the best of this run so far."""
         best = self.best[run]
         improved = best is None or better(self.metric, value, best)
         if improved:
@@ -63,15 +63,15 @@ class MedianRule:
         return improved
 
     def restore(self, run: int, best: float | None, validations: int) -> None:
-        """Puts a run where a checkpoint left it."""
+        """Restores the record of a run from a checkpoint."""
         self.best[run], self.validations[run] = best, validations
 
     def ended_at(self, step: int, active: Sequence[bool]) -> list[int]:
         """Returns the runs that end at `step`, once all validations of `step` are recorded.
 
         Args:
-          step: only runs that have just been validated, at this step, are judged.
-          active: by run, whether it may be ended: it still trains, and asks for the rule.
+          step: the current step. Only runs validated at this step are considered.
+          active: for each run, whether it may be ended: it is unfinished and its settings have ``stop=median``.
         """
         return [
             run

@@ -1,4 +1,4 @@
-"""A finished adapter in a folder: what was trained, at true size, and all that is needed to use it; never the base.
+"""Saves and loads adapters: a folder with the trained parameters at true sizes, the constants and the settings.
 
     delta.safetensors   {"params/backbone/layers/attn/q/adapter/a": [layers, d_in, r], "params/head/kernel/value": ...,
                          "constants/backbone/layers/attn/q/adapter/scale": [layers]}
@@ -6,8 +6,8 @@
                          "params": {path: {"kind": "low_rank", "fields": ["a", "b"]}}, "constants": likewise,
                          "config": method and its settings, rank, alpha, ...}
 
-The scale is a constant beside the factors, not folded in: A and B are what was trained. Format 1, which lora_jax wrote
-until November 2026 for LoRA and full fine-tuning, is read too.
+The base is not saved. A and B are saved as trained: the scale is a separate constant. `load_adapter` also reads format
+1, which lora_jax wrote until November 2026 for LoRA and full fine-tuning.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ FORMAT = 2
 TENSORS, DESCRIPTION = "delta.safetensors", "adapter.json"
 
 
-Tree = Mapping[str, Padded]  # by path
+Tree = Mapping[str, Padded]  # adapters by path
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What `save_adapter` was given. The method named in `config` makes a delta of `params` and `constants`."""
+    """A loaded adapter. The method named in `config` computes the delta from `params` and `constants`."""
 
     params: dict[str, Padded]
     constants: dict[str, Padded]
@@ -56,15 +56,28 @@ def save_adapter(
     base_fingerprint: str,
     config: Mapping[str, Any],
 ) -> int:
-    """Writes an adapter to `folder` and returns its bytes on disk.
+    """Writes an adapter to `folder`, and replaces an adapter that is there.
 
-    `params` and `constants` are a method's, at their true sizes; `config` is any JSON. Everything is written beside
-    `folder` and renamed into place, so a process that is killed leaves a whole adapter there or none. Raises UserError
-    when `folder` exists and holds something other than an adapter: that is not replaced.
+    The files are written to a temporary folder beside `folder` and renamed into place, so a killed process leaves a
+    complete adapter or none.
+
+    Args:
+      folder: the folder of the adapter.
+      params: a method's parameters, at true sizes.
+      constants: the method's constants, at true sizes.
+      base_source: the URI of the base.
+      base_fingerprint: the fingerprint of the base.
+      config: any JSON object.
+
+    Returns:
+      The bytes of both files.
+
+    Raises:
+      UserError: `folder` has other content than an adapter.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {TENSORS, DESCRIPTION}):
-        raise UserError(f"{folder} exists and is not an adapter's folder; it will not be replaced, name another")
+        raise UserError(f"{folder} exists and is not an adapter's folder; choose another folder")
     trees = {"params": params, "constants": constants}
     arrays = {f"{part}/{key}": array for part, tree in trees.items() for key, array in _flat(tree).items()}
     tensors = save({key: np.asarray(array, order="C") for key, array in arrays.items()})
@@ -78,37 +91,44 @@ def save_adapter(
     text = (json.dumps(description, indent=2) + "\n").encode()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        complete, replaced = Path(temporary, "new"), Path(temporary, "old")
-        complete.mkdir()
-        (complete / TENSORS).write_bytes(tensors)
-        (complete / DESCRIPTION).write_bytes(text)
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
+        (new / TENSORS).write_bytes(tensors)
+        (new / DESCRIPTION).write_bytes(text)
         if folder.exists():
-            os.replace(folder, replaced)
+            os.replace(folder, old)
         try:
-            os.replace(complete, folder)
+            os.replace(new, folder)
         except OSError:
-            if replaced.exists():
-                os.replace(replaced, folder)
+            if old.exists():
+                os.replace(old, folder)
             raise
     return len(tensors) + len(text)
 
 
 def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str = "the base given") -> Adapter:
-    """Returns the adapter in `folder`, to be used on the base of `base_fingerprint`; None takes any base.
+    """Loads the adapter in `folder`.
 
-    `base_source` only names that base in the error. Raises UserError when the adapter was trained on another base, or
-    a file is missing, corrupt, or of another format.
+    Args:
+      folder: the folder of the adapter.
+      base_fingerprint: the fingerprint of the base that the adapter is used with. None accepts any base.
+      base_source: the name of that base in the error message.
+
+    Raises:
+      UserError: the adapter was trained on another base, or a file is missing, corrupt or of another format.
     """
     folder = Path(folder)
     for name in (TENSORS, DESCRIPTION):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} holds no adapter: {name} is not there")
+            raise UserError(f"{folder} has no adapter: {name} is missing")
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         version = description["format"]
         if version not in READERS:
-            known = " and ".join(map(str, READERS))
-            raise UserError(f"{folder / DESCRIPTION}: format is {version!r}; this version of lora_jax reads {known}")
+            supported = " and ".join(map(str, READERS))
+            raise UserError(
+                f"{folder / DESCRIPTION}: format is {version!r}; this version of lora_jax reads {supported}"
+            )
         base, digest, config = description["base"], description["sha256"], description["config"]
         source, trained_on = base["source"], base["fingerprint"]
         storage = config.get("base_storage", config.get("base", "auto"))
@@ -141,6 +161,8 @@ Trees = tuple[dict[str, Padded], dict[str, Padded]]  # params, constants
 
 
 def _read(description: Any, tensors: dict[str, Array]) -> Trees:
+    """Reads format 2."""
+
     def tree(part: str) -> dict[str, Padded]:
         return {
             path: ADAPTERS[value["kind"]](**{field: tensors[f"{part}/{path}/{field}"] for field in value["fields"]})
@@ -151,7 +173,7 @@ def _read(description: Any, tensors: dict[str, Array]) -> Trees:
 
 
 def _read_format_1(description: Any, tensors: dict[str, Array]) -> Trees:
-    """Reads what has a pair of plain arrays at ``<site>/lora``, plain arrays elsewhere, and scales in adapter.json."""
+    """Reads format 1: a pair of arrays at ``<site>/lora``, one array at other paths, and scales in adapter.json."""
     params: dict[str, Padded] = {}
     for path, fields in description["delta"].items():
         if fields is None:
@@ -170,11 +192,12 @@ def _slot(path: str) -> str:
 
 
 def _fields(value: Padded) -> dict[str, Array]:
-    """Returns the arrays of an adapter by their fields; optional ones that are not there are left out."""
+    """Returns the arrays of an adapter by their fields; optional fields that are None are omitted."""
     return {field: array for field, array in vars(value).items() if array is not None}
 
 
 def _describe(value: Padded) -> dict[str, Any]:
+    """Returns the entry of an adapter in adapter.json."""
     kind = next(name for name, cls in ADAPTERS.items() if type(value) is cls)
     return {"kind": kind, "fields": sorted(_fields(value))}
 

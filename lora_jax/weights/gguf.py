@@ -1,7 +1,7 @@
-"""GGUF files, llama.cpp's one-file format: config, tensors and tokenizer as a Hugging Face checkpoint would give them.
+"""Reads GGUF files, llama.cpp's one-file format: with the names and layouts of Hugging Face checkpoints.
 
-What llama.cpp does to a checkpoint when it converts it is undone here: Llama's q and k rows are interleaved for its
-way of rotating, and Gemma's norms have their one added. Quantised tensors are dequantised one at a time.
+This module reverses llama.cpp's conversion of a checkpoint: llama.cpp interleaves the rows of Llama's q and k for its
+rotary embedding, and adds one to Gemma's norms. Quantised tensors are dequantised one at a time.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ _COMMON = {
     "blk.{}.attn_q_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
     "blk.{}.attn_k_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
     **{
-        f"blk.{{}}.{theirs}.{kind}": f"model.layers.{{}}.{ours}.{kind}"
-        for theirs, ours in _LINEARS.items()
+        f"blk.{{}}.{gguf}.{kind}": f"model.layers.{{}}.{hugging_face}.{kind}"
+        for gguf, hugging_face in _LINEARS.items()
         for kind in ("weight", "bias")
     },
 }
@@ -53,11 +53,18 @@ _GEMMA2 = {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What llama.cpp made of one of Hugging Face's model types."""
+    """How llama.cpp converts one of Hugging Face's model types.
+
+    Attributes:
+      model_type: Hugging Face's name of the type.
+      names: Hugging Face's names of tensors by llama.cpp's. ``{}`` stands for the number of a layer.
+      interleaved: whether the rows of q and k are interleaved.
+      norm_offset: what is added to the scales of norms.
+    """
 
     model_type: str
     names: Mapping[str, str]
-    interleaved: bool = False  # q and k
+    interleaved: bool = False
     norm_offset: float = 0.0
 
 
@@ -70,9 +77,9 @@ ARCHITECTURES = {
     "gemma2": Architecture("gemma2", _GEMMA2, norm_offset=1.0),
     "gemma3": Architecture("gemma3_text", _GEMMA2, norm_offset=1.0),
 }
-# The encodings that are read; another one is refused by name.
+# The encodings that can be read.
 ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-# Keys of the metadata, below the architecture's name, to config.json's.
+# Keys of the metadata, after the architecture's name, and the corresponding keys of config.json.
 _CONFIG = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -87,13 +94,13 @@ _CONFIG = {
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
 }
-# The 27B Gemmas scale scores by another width than their heads'; the files do not say so, and llama.cpp, too, tells
-# them by how many layers they have.
+# The numbers of layers of the 27B Gemmas, which scale attention scores by another width than their heads'. The files do
+# not store that width. Llama.cpp, too, recognises these models by their number of layers.
 _LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 
 
 class _Reader(GGUFReader):
-    """The library's reader over a plain view of its memory map: slicing a memmap itself takes four times as long."""
+    """A reader over a plain array view of the memory map. Slicing a memmap takes four times as long."""
 
     @property  # type: ignore[override]
     def data(self) -> np.ndarray:
@@ -104,8 +111,8 @@ class _Reader(GGUFReader):
         self._mapped = mapped
         self._plain = mapped.view(np.ndarray)
 
-    def forget(self, tensor: ReaderTensor) -> None:
-        """Lets go of the pages that reading `tensor` brought in; another read brings them back."""
+    def release(self, tensor: ReaderTensor) -> None:
+        """Releases the memory pages of `tensor`. Another read loads them again."""
         pages: mmap.mmap = self._mapped._mmap  # type: ignore[attr-defined]
         if hasattr(pages, "madvise"):
             start = tensor.data_offset // mmap.PAGESIZE * mmap.PAGESIZE
@@ -113,37 +120,41 @@ class _Reader(GGUFReader):
 
 
 class Gguf:
-    """One open file. Raises UserError where it is not readable, or of an architecture or encoding not known here."""
+    """An open GGUF file.
+
+    Raises:
+      UserError: the file is not readable, or its architecture or encoding is not supported.
+    """
 
     def __init__(self, file: Path):
         self.file = file
         try:
             self._reader = _Reader(file)
             self.metadata = {name: field.contents() for name, field in self._reader.fields.items()}
-        except Exception as error:  # the reader raises whatever its parsing meets
+        except Exception as error:  # the reader raises exceptions of many types
             raise UserError(f"{file} is not a readable GGUF file ({type(error).__name__}: {error})") from error
         self._kind = self.metadata.get("general.architecture")
         if self._kind not in ARCHITECTURES:
-            raise UserError(f"{file}: architecture {self._kind!r} is not known; known: {', '.join(ARCHITECTURES)}")
+            raise UserError(f"{file}: general.architecture={self._kind!r}: must be one of {', '.join(ARCHITECTURES)}")
         self._architecture = ARCHITECTURES[self._kind]
-        odd = {t.tensor_type.name for t in self._reader.tensors if t.tensor_type.name not in ENCODINGS}
-        if odd:
-            raise UserError(f"{file}: tensors encoded as {', '.join(sorted(odd))}; read are {', '.join(ENCODINGS)}")
+        unsupported = {t.tensor_type.name for t in self._reader.tensors if t.tensor_type.name not in ENCODINGS}
+        if unsupported:
+            raise UserError(f"{file}: encodings {', '.join(sorted(unsupported))}: must be among {', '.join(ENCODINGS)}")
 
     def config(self) -> dict[str, Any]:
-        """What the model's config.json would say."""
+        """Returns the content of the model's config.json."""
         values: dict[str, Any] = {"model_type": self._architecture.model_type}
-        for theirs, ours in _CONFIG.items():
-            value = self.metadata.get(f"{self._kind}.{theirs}")
+        for gguf_key, config_key in _CONFIG.items():
+            value = self.metadata.get(f"{self._kind}.{gguf_key}")
             if value is not None:
-                # Stored as float32: the shortest decimal that rounds to it is the number that was meant.
-                values[ours] = float(str(np.float32(value))) if isinstance(value, float) else value
-        held = {tensor.name: tensor for tensor in self._reader.tensors}
-        values["vocab_size"] = int(held["token_embd.weight"].shape[1])
-        values["tie_word_embeddings"] = "output.weight" not in held
+                # The file stores float32. The shortest decimal that rounds to it is the original number.
+                values[config_key] = float(str(np.float32(value))) if isinstance(value, float) else value
+        stored = {tensor.name: tensor for tensor in self._reader.tensors}
+        values["vocab_size"] = int(stored["token_embd.weight"].shape[1])
+        values["tie_word_embeddings"] = "output.weight" not in stored
         scaling = self.metadata.get(f"{self._kind}.rope.scaling.type", "none")
-        if "rope_freqs.weight" in held:
-            factors = _array(held["rope_freqs.weight"], slice(None)).tolist()
+        if "rope_freqs.weight" in stored:
+            factors = _array(stored["rope_freqs.weight"], slice(None)).tolist()
             values["rope_scaling"] = {"rope_type": "factors", "factors": factors}
         elif scaling != "none":
             factor = self.metadata.get(f"{self._kind}.rope.scaling.factor")
@@ -155,8 +166,8 @@ class Gguf:
         return values
 
     def tensors(self) -> dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]]:
-        """Every tensor's shape and how to read rows of it, by its name in Hugging Face's checkpoints."""
-        held: dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]] = {}
+        """Returns the shape of every tensor and a function that reads rows of it, by Hugging Face's name."""
+        result: dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]] = {}
         for tensor in self._reader.tensors:
             if tensor.name == "rope_freqs.weight":  # part of the config
                 continue
@@ -165,8 +176,8 @@ class Gguf:
             pattern = ".".join(["blk", "{}", *parts[2:]]) if layer else tensor.name
             name = self._architecture.names.get(pattern, tensor.name).replace("{}", layer)
             shape = tuple(int(size) for size in reversed(tensor.shape))
-            held[name] = (shape, functools.partial(self._read, tensor))
-        return held
+            result[name] = (shape, functools.partial(self._read, tensor))
+        return result
 
     def _read(self, tensor: ReaderTensor, rows: slice) -> np.ndarray:
         for part, key in {".attn_q.": "head_count", ".attn_k.": "head_count_kv"}.items():
@@ -178,13 +189,17 @@ class Gguf:
                 break
         else:
             array = _array(tensor, rows)
-        self._reader.forget(tensor)
+        self._reader.release(tensor)
         if self._architecture.norm_offset and tensor.name.endswith("norm.weight"):
             array = array - np.float32(self._architecture.norm_offset)
         return array
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer inside. Raises UserError for a kind, or a way to split words, that is not known here."""
+        """Returns the tokenizer in the file.
+
+        Raises:
+          UserError: the kind of the tokenizer or its pre-tokenizer is not supported.
+        """
         values = {
             key.removeprefix("tokenizer.ggml."): value
             for key, value in self.metadata.items()
@@ -192,17 +207,17 @@ class Gguf:
         }
         makers = {"gpt2": _byte_level, "llama": _sentencepiece}
         if (kind := values.get("model")) not in makers:
-            raise UserError(f"{self.file}: tokenizer {kind!r} is not known; known: {', '.join(makers)}")
+            raise UserError(f"{self.file}: tokenizer.ggml.model={kind!r}: must be one of {', '.join(makers)}")
         try:
             tokenizer = makers[kind](values)
         except UserError as error:
             raise UserError(f"{self.file}: {error}") from None
         control = [t for t, kind in zip(values["tokens"], values["token_type"], strict=True) if kind == _CONTROL]
-        own = [t for t, kind in zip(values["tokens"], values["token_type"], strict=True) if kind == _USER]
+        added = [t for t, kind in zip(values["tokens"], values["token_type"], strict=True) if kind == _USER]
         tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in own])
-        always = kind == "llama" or values.get("pre") == "llama-bpe"  # where the file does not say
-        if values.get("add_bos_token", always) and "bos_token_id" in values:
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+        default = kind == "llama" or values.get("pre") == "llama-bpe"  # if the file has no add_bos_token
+        if values.get("add_bos_token", default) and "bos_token_id" in values:
             bos = values["tokens"][values["bos_token_id"]]
             template = processors.TemplateProcessing(
                 single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, values["bos_token_id"])]
@@ -213,7 +228,7 @@ class Gguf:
 
 @functools.lru_cache(maxsize=2)
 def open_gguf(file: Path) -> Gguf:
-    """`file`, parsed once: a vocabulary of 262,144 tokens takes seconds."""
+    """Opens `file`. The result is cached, because a vocabulary of 262,144 tokens takes seconds to parse."""
     return Gguf(file)
 
 
@@ -232,7 +247,7 @@ _LLAMA3 = (
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
+def _split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
@@ -241,22 +256,22 @@ def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-# How text is cut into words before BPE, by `tokenizer.ggml.pre`.
+# Pre-tokenizers, which split text before BPE, by `tokenizer.ggml.pre`.
 _SPLITTERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": lambda: pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     ),
-    "llama-bpe": lambda: _words(_LLAMA3),
-    "qwen2": lambda: _words(_QWEN2),
+    "llama-bpe": lambda: _split_by(_LLAMA3),
+    "qwen2": lambda: _split_by(_QWEN2),
 }
 
 
 def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
-    """BPE over bytes, as GPT-2's."""
+    """Returns a byte-level BPE tokenizer, as in GPT-2."""
     pre = values.get("pre", "gpt-2")
     if pre not in _SPLITTERS:
-        raise UserError(f"tokenizer.ggml.pre={pre!r} is not known; known: {', '.join(_SPLITTERS)}")
+        raise UserError(f"tokenizer.ggml.pre={pre!r}: must be one of {', '.join(_SPLITTERS)}")
     vocabulary = {token: index for index, token in enumerate(values["tokens"])}
     merges = [tuple(merge.split(" ", 1)) for merge in values["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
@@ -268,30 +283,30 @@ def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
 
 
 def _sentencepiece(values: Mapping[str, Any]) -> Tokenizer:
-    """BPE over characters with bytes for those not known, as Llama 1 and 2 and Gemma have it.
+    """Returns a BPE tokenizer over characters with a fallback to bytes, as in Llama 1 and 2 and Gemma.
 
-    The file holds scores and no merges: a token's score ranks every pair of tokens that makes it.
+    The file has scores instead of merges. A token's score ranks every pair of tokens that concatenates to it.
     """
     tokens, scores = values["tokens"], values["scores"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pairs = []
     for token, score in zip(tokens, scores, strict=True):
-        known = [
+        splits = [
             (left, right)
             for i in range(1, len(token))
             if (left := token[:i]) in vocabulary and (right := token[i:]) in vocabulary
         ]
-        known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-        pairs += [(pair, score) for pair in known]
+        splits.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        pairs += [(pair, score) for pair in splits]
     pairs.sort(key=lambda item: -item[1])
     unknown = tokens[values.get("unknown_token_id", 0)]
     model = models.BPE(vocabulary, [pair for pair, _ in pairs], unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
-    spaced = bool(values.get("add_space_prefix", True))
+    add_prefix_space = bool(values.get("add_space_prefix", True))
     replace = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if spaced else replace
-    if not spaced:
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if add_prefix_space else replace
+    if not add_prefix_space:
         tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if spaced else steps)
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if add_prefix_space else steps)
     return tokenizer

@@ -1,4 +1,4 @@
-"""From a head's name to the module that carries it, and to the tensors of a checkpoint that fill that module."""
+"""Builds the module of a head on a backbone, and maps the tensors of a checkpoint to the module's parameters."""
 
 import re
 from collections.abc import Collection
@@ -14,18 +14,20 @@ from lora_jax.models.causal import CausalLM
 from lora_jax.models.heads import POOLS, Classifier, ImageClassifier, SentenceEncoder, TokenClassifier
 from lora_jax.models.masked import MaskedLM
 
-# Where a tensor of a checkpoint goes: a path, or several that share it.
+# The paths that a tensor of a checkpoint fills: one, or several that share a fused tensor.
 Paths = str | tuple[str, ...]
 
-# Those that have labels of their own, and so a head that starts anew.
+# Heads with labels. They are initialised and not read from a checkpoint.
 LABELLED = ("classifier", "token_classifier")
 
 
 class Fitting(NamedTuple):
-    """A module, abstract (shapes only), and what of a checkpoint belongs in it.
+    """An abstract module and the tensors of a checkpoint that fill it.
 
-    `names` maps the checkpoint's names to paths, as `weights.load.fill` reads them; names that fully match a regex of
-    `ignored` may be left unused.
+    Attributes:
+      module: the module, shapes only.
+      names: paths by the checkpoint's names of tensors (see `weights.load.fill`).
+      ignored: regexes. Tensors whose names fully match one may remain unused.
     """
 
     module: nnx.Module
@@ -34,11 +36,13 @@ class Fitting(NamedTuple):
 
 
 def check_head(family: str, head: str, labels: int | None, pool: str) -> None:
-    """Raises UserError for a head that `family` does not carry, or settings that the head cannot have."""
+    """Raises UserError if `family` does not support `head`, or if the head does not support the settings."""
     row = FAMILIES[family]
     if head not in row.heads:
-        able = ", ".join(name for name, other in FAMILIES.items() if head in other.heads) or "no family"
-        raise UserError(f"head={head!r}: model.family={family!r} carries {', '.join(row.heads)}; {head} goes on {able}")
+        supporting = ", ".join(name for name, other in FAMILIES.items() if head in other.heads) or "no family"
+        raise UserError(
+            f"head={head!r}: model.family={family!r} carries {', '.join(row.heads)}; {head} goes on {supporting}"
+        )
     if head in LABELLED and (labels is None or labels < 1):
         raise UserError(f"labels={labels}: must be 1 or more")
     if row.images or head not in ("classifier", "embedding"):
@@ -49,40 +53,57 @@ def check_head(family: str, head: str, labels: int | None, pool: str) -> None:
         raise UserError(f"pool='first': {family} has no pooler; must be mean or last")
 
 
-def fit(row: Family, config: Any, held: Collection[str], head: str, *, labels: int, pool: str) -> Fitting:
-    """The module that carries `head` on a backbone of `config`, for a checkpoint that holds the names `held`."""
-    prefix = max(row.prefixes, key=lambda prefix: sum(prefix + name.replace("{}", "0") in held for name in row.names))
+def fit(row: Family, config: Any, stored_names: Collection[str], head: str, *, labels: int, pool: str) -> Fitting:
+    """Builds the abstract module of `head` on a backbone of `config`.
+
+    Args:
+      row: the family of the model.
+      config: the config of the backbone.
+      stored_names: the names of the tensors in the checkpoint. They determine the prefix of the names, and whether the
+        backbone has a pooler.
+      head: the name of the head.
+      labels: the number of labels, for heads that have them.
+      pool: the pooling, for heads that pool.
+    """
+    prefix = max(
+        row.prefixes, key=lambda prefix: sum(prefix + name.replace("{}", "0") in stored_names for name in row.names)
+    )
     names: dict[str, Paths] = {prefix + name: _below_backbone(paths) for name, paths in row.names.items()}
     ignored = row.ignored
     if head == "causal":
         names[row.lm_head] = "lm_head/kernel"
     if row.causal and (head != "causal" or config.tie_word_embeddings):
-        # A decoder's own lm_head has no place under another head, nor a stored copy of a tied one anywhere.
+        # A decoder's lm_head is not used under another head, and a stored copy of a tied lm_head is never used.
         ignored = (*ignored, re.escape(row.lm_head))
     if head == "masked":
-        own = max(row.masked_heads, key=lambda table: len(table.paths.keys() & set(held)))
-        names |= own.paths
-        # The family ignores the heads of other tasks. This one it must not; only the copies that tying leaves.
-        place = re.escape(own.prefix)
-        ignored = (*(f"(?!{place})(?:{pattern})" for pattern in ignored), rf"{place}decoder\.(weight|bias)")
-    module = jax.eval_shape(lambda: _carry(row, config, held, prefix, head, labels, pool))
-    there = parameters(module)
-    # A family's table lists the names of all its configurations.
-    present = {name: paths for name, paths in names.items() if any(path in there for path in as_tuple(paths))}
+        table = max(row.masked_heads, key=lambda candidate: len(candidate.paths.keys() & set(stored_names)))
+        names |= table.paths
+        # The family ignores the heads of other tasks. This head must be read, except for the copies that tying leaves.
+        prefix_regex = re.escape(table.prefix)
+        ignored = (
+            *(f"(?!{prefix_regex})(?:{pattern})" for pattern in ignored),
+            rf"{prefix_regex}decoder\.(weight|bias)",
+        )
+    module = jax.eval_shape(lambda: _build(row, config, stored_names, prefix, head, labels, pool))
+    existing = parameters(module)
+    # The table of a family has the names of all its configurations.
+    present = {name: paths for name, paths in names.items() if any(path in existing for path in as_tuple(paths))}
     return Fitting(module, present, ignored)
 
 
 def as_tuple(paths: Paths) -> tuple[str, ...]:
+    """Returns `paths` as a tuple, of one path or several."""
     return (paths,) if isinstance(paths, str) else paths
 
 
-def _carry(
-    row: Family, config: Any, held: Collection[str], prefix: str, head: str, labels: int, pool: str
+def _build(
+    row: Family, config: Any, stored_names: Collection[str], prefix: str, head: str, labels: int, pool: str
 ) -> nnx.Module:
+    """Builds the module of `head` on a backbone of `config`."""
     backbone: Any = row.module(config)
     poolers = [prefix + name for name in row.names if name.startswith("pooler.")]
-    if poolers and not (head == "classifier" and pool == "first") and not any(name in held for name in poolers):
-        backbone.pooler = nnx.data(None)  # this head does not read it, and such a head's checkpoints often lack it
+    if poolers and not (head == "classifier" and pool == "first") and not any(name in stored_names for name in poolers):
+        backbone.pooler = nnx.data(None)  # this head does not use it, and checkpoints often lack it
     width = config.hidden_size
     match head:
         case "classifier" if row.images:
@@ -97,7 +118,7 @@ def _carry(
             return CausalLM(backbone)
         case "masked":
             return MaskedLM(backbone)
-    raise ValueError(f"head={head!r}: no module carries it")
+    raise ValueError(f"head={head!r}: no module implements it")
 
 
 def _below_backbone(paths: Paths) -> Paths:

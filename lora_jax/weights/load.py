@@ -1,4 +1,4 @@
-"""Checkpoints into modules: every tensor used exactly once, every parameter filled exactly once, or an error."""
+"""Loads checkpoints into modules. Every tensor is used exactly once and every parameter is filled exactly once."""
 
 import dataclasses
 import functools
@@ -29,35 +29,40 @@ from lora_jax.weights.sources import gguf_in, resolve
 from lora_jax.weights.special import Special, read_special
 from lora_jax.weights.tensors import Tensor, tensors_of
 
-# What stands there is no checkpoint's: it starts anew (methods/start.py).
+# The prefix of new parameters. They are not read from a checkpoint, but initialised (methods/method.py).
 NEW = "head/"
 ALIGNMENT = 64  # bytes
 
-
-# Puts a parameter, at a path, where it is to live.
+# Puts the parameter at a path on a device.
 Put = Callable[[str, np.ndarray], jax.Array]
 
 
 def put_on_default_device(path: str, array: np.ndarray) -> jax.Array:
-    """Puts a parameter where JAX puts arrays by default."""
+    """Puts a parameter on JAX's default device."""
     return jnp.asarray(array)
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A frozen base, ready to be adapted.
+    """A frozen base.
 
-    `parameters` counts what the checkpoint filled: the backbone, and an `lm_head`. `fingerprint` covers the whole
-    model.
+    Attributes:
+      model: a backbone with a head on it (see `load_base`).
+      tokenizer: a Tokenizer, or the Preprocessing of an image model.
+      source: the URI of the checkpoint.
+      fingerprint: the fingerprint of the whole model.
+      parameters: the number of parameters that the checkpoint filled: the backbone, and the `lm_head` if there is one.
+      special: the special tokens and the chat template.
+      config: the content of the checkpoint's config.json.
     """
 
-    model: Any  # a backbone with a head on it: see load_base
-    tokenizer: Any  # a Tokenizer or, where the family reads pictures, their Preprocessing
+    model: Any
+    tokenizer: Any
     source: str
     fingerprint: str
     parameters: int
     special: Special
-    config: Mapping[str, Any]  # the checkpoint's config.json
+    config: Mapping[str, Any]
 
 
 def load_base(
@@ -71,23 +76,32 @@ def load_base(
     head: Literal["classifier", "token_classifier", "embedding", "causal", "masked"] = "classifier",
     put: Put = put_on_default_device,
 ) -> Base:
-    """The model at `source` (see weights/sources.py), with a head on it.
+    """Loads the model at `source` (see weights/sources.py), and puts a head on it.
 
     |head|module|what it needs|
     |-|-|-|
-    |classifier|Classifier; ImageClassifier for pictures|`labels`: classes, or a regression's values; `pool`, for texts|
+    |classifier|Classifier; ImageClassifier for images|`labels`: classes, or a regression's values; `pool`, for texts|
     |token_classifier|TokenClassifier|`labels`|
     |embedding|SentenceEncoder|`pool`|
     |causal|CausalLM|a decoder|
-    |masked|MaskedLM|an encoder of texts, and a checkpoint that was trained so|
+    |masked|MaskedLM|an encoder of texts, and a checkpoint with such a head|
 
-    A head with labels is zero: no checkpoint's own is read. The tokenizer pads nothing and truncates nothing.
-    `base_storage` says how the parameters are stored: ``auto`` as `dtype`, ``f32`` or ``bf16`` as that; ``int8`` and
-    ``nf4`` the blocks' kernels as models/quantised.py has it, and the rest as `dtype`. `put` puts a parameter where it
-    is to live.
+    A head with labels is zero. It is not read from the checkpoint. The tokenizer neither pads nor truncates.
 
-    Raises UserError for a family that is not in `lora_jax.models.FAMILIES` or cannot carry that head, a folder that
-    holds another family, or a checkpoint that does not fit its config.
+    Args:
+      source: the URI of the checkpoint.
+      family: a key of `lora_jax.models.FAMILIES`.
+      labels: the number of the head's outputs.
+      pool: the pooling: ``first``, ``last`` or ``mean``.
+      dtype: the dtype of parameters that `base_storage` does not determine.
+      base_storage: how parameters are stored. ``auto``: as `dtype`; ``f32`` and ``bf16``: in that dtype; ``int8`` and
+        ``nf4``: the blocks' kernels are quantised (see models/quantised.py), and the rest is stored as `dtype`.
+      head: the name of the head.
+      put: puts a parameter on a device.
+
+    Raises:
+      UserError: the family does not exist or does not support the head, the checkpoint is of another family, or the
+        checkpoint does not fit its config.
     """
     if family not in FAMILIES:
         raise UserError(f"model.family={family!r}: must be one of {', '.join(FAMILIES)}")
@@ -122,7 +136,7 @@ def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         tokenizer = open_gguf(file).tokenizer() if file.suffix == ".gguf" else Tokenizer.from_file(str(file))
     except UserError:
         raise
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises plain Exceptions
         raise UserError(f"{file} is not a readable tokenizer ({error})") from error
     if tokenizer.get_vocab_size() > vocab_size:
         raise UserError(
@@ -148,74 +162,98 @@ def fill(
     groups: int = 1,
     put: Put = put_on_default_device,
 ) -> nnx.Module:
-    """`abstract` (from ``jax.eval_shape``) with the tensors in `folder` for its parameters, as `dtype`.
+    """Fills an abstract module with the tensors in `folder`.
 
-    `names` maps checkpoint names to paths. A ``{}`` in a name stands for a layer's number: those tensors are stacked
-    along a leading axis of layers. Several paths share a fused tensor: equal parts of its outputs, in that order; with
-    `groups`, of each of so many equal stretches of its outputs. With `transpose`, a path that ends in ``/kernel`` is
-    transposed, ``[d_out, d_in]`` to ``[d_in, d_out]``; a convolution's, ``[d_out, channels, ...]``, is flattened before
-    that. `prefix` stands before every name in the checkpoint, `renamed` maps parts of old names to parts of today's,
-    and names that fully match a regex of `ignore` may be left unused. What stands under ``head/`` is zero. With `kind`,
-    the blocks' kernels are quantised, a layer at a time: none of them is anywhere whole at full width.
+    Parameters under ``head/`` are zero. The host holds the parameters filled so far and a few rows more.
 
-    The host holds what is filled so far and a few rows more. Raises UserError that lists every tensor missing, unused,
-    or of another shape.
+    Args:
+      abstract: the module, from ``jax.eval_shape``.
+      folder: the folder of the checkpoint.
+      names: paths by the checkpoint's names. A ``{}`` in a name stands for a layer's number, and those tensors are
+        stacked along a leading axis of layers. Several paths share a fused tensor: each gets an equal part of its
+        outputs, in that order.
+      prefix: the prefix of every name in the checkpoint.
+      dtype: the dtype of the parameters.
+      kind: a quantisation of the blocks' kernels, or None. Kernels are quantised one layer at a time, so a whole
+        kernel never exists at full width.
+      ignore: regexes. Tensors whose names fully match one may remain unused.
+      renamed: parts of current names by parts of old names.
+      transpose: whether kernels are transposed, from ``[d_out, d_in]`` to ``[d_in, d_out]``. A convolution's kernel,
+        ``[d_out, channels, ...]``, is flattened first.
+      groups: the number of equal groups of a fused tensor's outputs. Each group is divided among the paths.
+      put: puts a parameter on a device.
+
+    Raises:
+      UserError: tensors are missing, unused or of another shape. The message lists all of them.
     """
     structure = jax.tree.structure(abstract)
     shapes = {path: leaf.shape for path, leaf in parameters(abstract).items()}
-    wanted = _wanted(shapes, names, prefix)
-    turned = {path for path in shapes if transpose and path.endswith("/kernel")}
-    held = tensors_of(folder, renamed or {})
-    _check(folder, shapes, wanted, held, ignore, turned)
+    pieces_by_path = _pieces_by_path(shapes, names, prefix)
+    transposed = {path for path in shapes if transpose and path.endswith("/kernel")}
+    stored = tensors_of(folder, renamed or {})
+    _check(folder, shapes, pieces_by_path, stored, ignore, transposed)
     filled: list[Any] = []
     for path, shape in shapes.items():
-        pieces = wanted.get(path, [])
+        pieces = pieces_by_path.get(path, [])
         if kind is not None and quantisable(path):
             layers = []
             for _, name, part, parts in pieces:
                 layer = np.empty(shape[1:], jnp.dtype(dtype))
-                _copy(held[name], layer, part, parts, groups, path in turned)
+                _copy(stored[name], layer, part, parts, groups, path in transposed)
                 layers.append(quantise(jnp.asarray(layer), kind))
             filled.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
             continue
         array = _zeros(shape, jnp.dtype(dtype))
         for index, name, part, parts in pieces:
-            _copy(held[name], array[index], part, parts, groups, path in turned)
+            _copy(stored[name], array[index], part, parts, groups, path in transposed)
         filled.append(put(path, array))
     return jax.tree_util.tree_unflatten(structure, filled)
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Aligned as XLA wants it: on a CPU ``device_put`` takes such an array as its own, and copies any other."""
+    """Returns a zero array with XLA's alignment. On a CPU ``device_put`` uses such an array, and copies any other."""
     size = math.prod(shape) * dtype.itemsize
-    room = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
+    buffer = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
-def _copy(tensor: Tensor, into: np.ndarray, part: int, parts: int, groups: int, turned: bool) -> None:
-    """The `part`-th of `parts` of a tensor's outputs, in each of a fused one's `groups`, `into` place.
+def _copy(tensor: Tensor, into: np.ndarray, part: int, parts: int, groups: int, transposed: bool) -> None:
+    """Copies part `part` of `parts` of a tensor's outputs to `into`, a few rows at a time.
 
-    A few rows at a time, transposed if `turned`.
+    Args:
+      tensor: the tensor on disk.
+      into: the array to be filled, the outputs on its last axis.
+      part: the index of the part.
+      parts: the number of parts of the tensor.
+      groups: the number of groups of the outputs of a fused tensor. The part is taken from each.
+      transposed: whether the tensor has its outputs on the first axis.
     """
     groups = groups if parts > 1 else 1
     width = into.shape[-1] // groups
     for group in range(groups):
-        own, start = into[..., group * width : (group + 1) * width], (group * parts + part) * width
-        if turned:
+        target, start = into[..., group * width : (group + 1) * width], (group * parts + part) * width
+        if transposed:
             for rows, value in tensor.chunks(start, start + width):
-                own.T[rows] = value.reshape(len(value), -1)
+                target.T[rows] = value.reshape(len(value), -1)
         else:
             for rows, value in tensor.chunks():
-                own[rows] = value[..., start : start + width]
+                target[rows] = value[..., start : start + width]
 
 
 def random(
     abstract: nnx.Module, seed: int, *, std: float = 0.02, dtype: DTypeLike = jnp.float32, kind: str | None = None
 ) -> nnx.Module:
-    """`abstract` with kernels and embeddings ~ N(0, std²), scales one and biases zero: for tests and benchmarks.
+    """Fills an abstract module with random weights, for tests and benchmarks.
 
-    With `kind`, the blocks' kernels are quantised as they are drawn, a layer at a time.
+    Kernels and embeddings are drawn from N(0, std²), scales are one and biases are zero.
+
+    Args:
+      abstract: the module, from ``jax.eval_shape``.
+      seed: the seed.
+      std: the standard deviation.
+      dtype: the dtype of the parameters.
+      kind: a quantisation of the blocks' kernels, or None. Kernels are drawn and quantised one layer at a time.
     """
     structure = jax.tree.structure(abstract)
     shapes = {path: leaf.shape for path, leaf in parameters(abstract).items()}
@@ -242,10 +280,10 @@ def _draw(shape: tuple[int, ...], std: float, dtype: DTypeLike, key: jax.Array) 
 
 
 def fingerprint(module: nnx.Module) -> str:
-    """sha256 over the path, dtype, shape and bytes of every parameter, in the order of their paths."""
+    """Returns a sha256 over the path, dtype, shape and bytes of every parameter, in order of path."""
     digest = hashlib.sha256()
     for path, leaf in sorted(parameters(module).items()):
-        for keys, part in jax.tree_util.tree_leaves_with_path(leaf):  # a quantised kernel has several
+        for keys, part in jax.tree_util.tree_leaves_with_path(leaf):  # a quantised kernel has several arrays
             array = np.ascontiguousarray(part)
             digest.update(f"{path}{jax.tree_util.keystr(keys)} {array.dtype.name} {part.shape}\n".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)
@@ -256,7 +294,7 @@ def fingerprint(module: nnx.Module) -> str:
 
 
 def _config(folder: Path, family: str, fixed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The family's config, and all that the file says."""
+    """Reads a checkpoint's config. Returns the family's config object and the whole content of the file."""
     file, row = gguf_in(folder) or folder / "config.json", FAMILIES[family]
     try:
         values = open_gguf(file).config() if file.suffix == ".gguf" else json.loads(file.read_text())
@@ -266,7 +304,9 @@ def _config(folder: Path, family: str, fixed: Mapping[str, Any]) -> tuple[Any, d
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is not a readable config ({error})") from error
     if kind != family:
-        raise UserError(f"{file}: model_type is {kind!r}, but model.family={family!r}; known: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{file}: model_type is {kind!r}, but model.family={family!r}; families are {', '.join(FAMILIES)}"
+        )
     for key, value in fixed.items():
         if values.get(key) not in (None, value):
             raise UserError(f"{file}: {key}={values[key]!r} is not supported; must be {value!r}")
@@ -285,17 +325,17 @@ def _config(folder: Path, family: str, fixed: Mapping[str, Any]) -> tuple[Any, d
 # ---- names
 
 
-def _wanted(
+def _pieces_by_path(
     shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, Paths], prefix: str
 ) -> dict[str, list[tuple[Any, str, int, int]]]:
-    """For each path, where in its array (an index) which tensor belongs, and which part of how many of that."""
+    """Returns the pieces of each path: (index in its array, tensor name, part, number of parts of the tensor)."""
     by_path = {
         path: (name, i, len(as_tuple(paths))) for name, paths in names.items() for i, path in enumerate(as_tuple(paths))
     }
     expected = {path for path in shapes if not path.startswith(NEW)}
     if len(by_path) != sum(len(as_tuple(paths)) for paths in names.values()) or set(by_path) != expected:
-        odd = sorted(set(by_path) ^ expected) or "a path twice"
-        raise ValueError(f"the table of names and the module differ: {odd}")
+        difference = sorted(set(by_path) ^ expected) or "a path twice"
+        raise ValueError(f"the table of names and the module differ: {difference}")
     return {
         path: [(layer, prefix + name.replace("{}", str(layer)), part, parts) for layer in range(shapes[path][0])]
         if "{}" in name
@@ -305,39 +345,40 @@ def _wanted(
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A convolution's kernel is a linear layer's over windows, each of them one vector."""
+    """Returns the shape of a convolution's kernel as that of a linear layer over flattened windows."""
     return (shape[0], math.prod(shape[1:]))
 
 
 def _check(
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, list[tuple[Any, str, int, int]]],
-    held: Mapping[str, Tensor],
+    pieces_by_path: Mapping[str, list[tuple[Any, str, int, int]]],
+    stored: Mapping[str, Tensor],
     ignore: Sequence[str],
-    turned: set[str],
+    transposed: set[str],
 ) -> None:
-    missing, wrong, used = [], [], set()
-    for path, pieces in wanted.items():
+    """Raises UserError that lists all tensors that are missing, unused or of another shape."""
+    missing, misshapen, used = [], [], set()
+    for path, pieces in pieces_by_path.items():
         for index, name, part, parts in pieces:
-            if part:  # the first of a fused tensor's paths speaks for all
+            if part:  # a fused tensor is checked at the first of its paths
                 continue
             used.add(name)
             shape = shapes[path] if index is ... else shapes[path][1:]
             shape = (*shape[:-1], shape[-1] * parts)
-            expected = shape[::-1] if path in turned else shape
-            if name not in held:
+            expected = shape[::-1] if path in transposed else shape
+            if name not in stored:
                 missing.append(f"{name} {list(expected)}, for {path}")
-            elif (_flat(held[name].shape) if path in turned else held[name].shape) != expected:
-                wrong.append(f"{held[name].name}: expected {list(expected)}, got {list(held[name].shape)}")
+            elif (_flat(stored[name].shape) if path in transposed else stored[name].shape) != expected:
+                misshapen.append(f"{stored[name].name}: expected {list(expected)}, got {list(stored[name].shape)}")
     unused = [
         f"{tensor.name} {list(tensor.shape)}"
-        for name, tensor in held.items()
+        for name, tensor in stored.items()
         if name not in used and not any(re.fullmatch(pattern, name) for pattern in ignore)
     ]
-    if missing or wrong or unused:
-        lists = {"missing": missing, "unused": unused, "wrong shape": wrong}
+    if missing or misshapen or unused:
+        lists = {"missing": missing, "unused": unused, "wrong shape": misshapen}
         listed = "".join(
-            f"\n{what}:" + "".join(f"\n  {line}" for line in lines) for what, lines in lists.items() if lines
+            f"\n{problem}:" + "".join(f"\n  {line}" for line in lines) for problem, lines in lists.items() if lines
         )
         raise UserError(f"{folder}: the checkpoint does not fit the model that its config.json describes{listed}")

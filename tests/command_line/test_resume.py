@@ -1,4 +1,4 @@
-"""A sweep that is killed and gone on with ends in the same numbers, to the bit, as one that nothing disturbed."""
+"""A sweep that is killed and resumed gives the same results, bit for bit, as an uninterrupted one."""
 
 import shutil
 import signal
@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from helpers.command_line import SWEPT, CommandLine, read, records, runs
 
-# What may differ: it depends on the clock.
+# Fields that depend on the clock and may differ.
 CLOCK = {"train/tokens_per_s", "seconds", "tokens_per_s", "compile_seconds"}
 
-# Just before these calls of these functions.
+# The process is killed before the nth call of a function: module, name, n.
 MOMENTS = {
     "the first step is logged": ("lora_jax.tracking.tracker", "Tracker.log", 1),
     "a checkpoint is being written": ("lora_jax.train.callbacks", "record.train_figures", 5),
     "one run has its adapter and no summary": ("lora_jax.tracking.tracker", "Tracker.finish", 1),
     "one run of the pack has ended": ("lora_jax.sweep.finish", "save_adapter", 2),
-    "the next pack begins": ("lora_jax.sweep.train_pack", "make_pack", 2),
+    "the next pack starts": ("lora_jax.sweep.train_pack", "make_pack", 2),
     "the baseline is training": ("lora_jax.train.callbacks", "record.train_figures", 17),
 }
-LATE = ("lora_jax.train.callbacks", "record.train_figures", 9)  # with checkpoints of steps 2 and 4
+LATE = ("lora_jax.train.callbacks", "record.train_figures", 9)  # after the checkpoints of steps 2 and 4
 
 
 def without_clock(tree):
@@ -29,12 +29,11 @@ def without_clock(tree):
     return [without_clock(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def same_to_the_bit(one: Path, other: Path) -> None:
+def assert_same_bits(one: Path, other: Path) -> None:
     assert runs(one) == runs(other) != []
     for name in runs(one):
         assert without_clock(records(one / name)) == without_clock(records(other / name)), name
         summaries = [without_clock(read(sweep / name / "summary.json")) for sweep in (one, other)]
-        # adapter.json names the folders of both; all else has the same length.
         assert summaries[0] == summaries[1], name
         tensors = [(sweep / name / "adapter/delta.safetensors").read_bytes() for sweep in (one, other)]
         assert tensors[0] == tensors[1], name
@@ -42,12 +41,12 @@ def same_to_the_bit(one: Path, other: Path) -> None:
 
 
 def files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Every file, and what changes when it is written."""
+    """Returns the inode and modification time of every file."""
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_when(command: CommandLine, swept, tmp_path, moment):
+def test_a_killed_sweep_resumes(command: CommandLine, swept, tmp_path, moment):
     sweep = tmp_path / "sweep"
     killed = command.killed(MOMENTS[moment], "sweep", *SWEPT, f"hydra.sweep.dir={sweep}")
     assert killed.returncode == -signal.SIGKILL
@@ -55,7 +54,7 @@ def test_killed_when(command: CommandLine, swept, tmp_path, moment):
     before = {run: files(sweep / run) for run in ended}
     done = command("sweep", f"resume={sweep}")
     assert done.returncode == 0, done.stderr
-    same_to_the_bit(swept[0], sweep)
+    assert_same_bits(swept[0], sweep)
     for run in ended:
         after = files(sweep / run)
         assert {
@@ -64,8 +63,8 @@ def test_killed_when(command: CommandLine, swept, tmp_path, moment):
     assert not list(sweep.glob("checkpoints/*")) and not list(sweep.rglob(".adapter*"))
 
 
-def test_killed_from_outside(command: CommandLine, swept, tmp_path):
-    """Whenever it comes: kill -9 once the metrics are there."""
+def test_a_sweep_killed_from_outside_resumes(command: CommandLine, swept, tmp_path):
+    """The process gets SIGKILL once a run has metrics, at an arbitrary moment."""
     process = command.popen(tmp_path / "sweep", *SWEPT)
     while not (tmp_path / "sweep/rank=4/metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -73,21 +72,21 @@ def test_killed_from_outside(command: CommandLine, swept, tmp_path):
     process.wait()
     done = command("sweep", f"resume={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
-    same_to_the_bit(swept[0], tmp_path / "sweep")
+    assert_same_bits(swept[0], tmp_path / "sweep")
 
 
-def test_interrupted_from_the_keyboard(command: CommandLine, swept, tmp_path):
+def test_a_sweep_interrupted_from_the_keyboard_resumes(command: CommandLine, swept, tmp_path):
     arguments = [*SWEPT, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     stopped = command.killed(LATE, "sweep", *arguments, signal="SIGINT")
     assert stopped.returncode == 130
-    assert stopped.stderr.strip().endswith(f"stopped; go on with it by resume={tmp_path / 'sweep'}")
+    assert stopped.stderr.strip().endswith(f"interrupted; continue with resume={tmp_path / 'sweep'}")
     assert "Traceback" not in stopped.stderr
     done = command("sweep", f"resume={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
-    same_to_the_bit(swept[0], tmp_path / "sweep")
+    assert_same_bits(swept[0], tmp_path / "sweep")
 
 
-def test_a_complete_sweep_is_left_as_it_is(command: CommandLine, swept, tmp_path):
+def test_a_complete_sweep_is_not_changed(command: CommandLine, swept, tmp_path):
     sweep = tmp_path / "sweep"
     shutil.copytree(swept[0], sweep)
     before = files(sweep)
@@ -98,14 +97,14 @@ def test_a_complete_sweep_is_left_as_it_is(command: CommandLine, swept, tmp_path
     assert {path for path in written if not path.startswith("report/") and ".hydra/" not in path} <= {
         *("plan.json", "multirun.yaml")
     }
-    same_to_the_bit(swept[0], sweep)
+    assert_same_bits(swept[0], sweep)
     assert "compiling" not in done.stdout and done.stdout.count("finished") == 3
-    # And that once more, so that what a resumed sweep writes down can itself be resumed.
+    # A resumed sweep can be resumed again.
     assert command("sweep", f"resume={sweep}").returncode == 0
 
 
-def test_a_pack_that_fails_leaves_the_others(command: CommandLine, swept, tmp_path):
-    """A checkpoint that is broken fails its pack; the other trains. Once it is out of the way, the rest is made up."""
+def test_a_pack_that_fails_does_not_stop_the_others(command: CommandLine, swept, tmp_path):
+    """A broken checkpoint fails its pack, and the other pack trains. Without that checkpoint the pack trains too."""
     sweep = tmp_path / "sweep"
     killed = command.killed(LATE, "sweep", *SWEPT, f"hydra.sweep.dir={sweep}")
     assert killed.returncode == -signal.SIGKILL
@@ -124,30 +123,32 @@ def test_a_pack_that_fails_leaves_the_others(command: CommandLine, swept, tmp_pa
     shutil.rmtree(sweep / "checkpoints/pack-0")
     done = command("sweep", f"resume={sweep}")
     assert done.returncode == 0, done.stderr
-    same_to_the_bit(swept[0], sweep)
+    assert_same_bits(swept[0], sweep)
     assert files(sweep / "method=full/adapter") == before
 
 
-def test_one_run_goes_on(command: CommandLine, tmp_path):
-    how = ["rank=2", "steps=4", "log_every=1", "checkpoint_every=2"]
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    done = command("train", *command.small, *how, f"hydra.run.dir={whole}")
+def test_a_single_run_resumes(command: CommandLine, tmp_path):
+    overrides = ["rank=2", "steps=4", "log_every=1", "checkpoint_every=2"]
+    complete, run = tmp_path / "complete", tmp_path / "run"
+    done = command("train", *command.small, *overrides, f"hydra.run.dir={complete}")
     assert done.returncode == 0, done.stderr
     killed = command.killed(
-        ("lora_jax.train.callbacks", "record.train_figures", 4), "train", *how, f"hydra.run.dir={run}"
+        ("lora_jax.train.callbacks", "record.train_figures", 4), "train", *overrides, f"hydra.run.dir={run}"
     )
     assert killed.returncode == -signal.SIGKILL
     done = command("train", f"resume={run}")
     assert done.returncode == 0, done.stderr
-    assert without_clock(records(run)) == without_clock(records(whole))
-    tensors = [(folder / "adapter/delta.safetensors").read_bytes() for folder in (run, whole)]
+    assert without_clock(records(run)) == without_clock(records(complete))
+    tensors = [(folder / "adapter/delta.safetensors").read_bytes() for folder in (run, complete)]
     assert tensors[0] == tensors[1]
 
 
-def test_hydras_own_launcher_goes_on(command: CommandLine, tmp_path):
+def test_a_sweep_of_hydras_launcher_resumes(command: CommandLine, tmp_path):
     sweep = tmp_path / "sweep"
-    how = ["rank=2", "log_every=1", "checkpoint_every=2", "hydra/launcher=basic", f"hydra.sweep.dir={sweep}"]
-    killed = command.killed(("lora_jax.train.callbacks", "record.train_figures", 8), "sweep", *how)  # in the baseline
+    overrides = ["rank=2", "log_every=1", "checkpoint_every=2", "hydra/launcher=basic", f"hydra.sweep.dir={sweep}"]
+    killed = command.killed(
+        ("lora_jax.train.callbacks", "record.train_figures", 8), "sweep", *overrides
+    )  # in the baseline
     assert killed.returncode == -signal.SIGKILL
     before = files(sweep / "rank=2/adapter")
     done = command("sweep", f"resume={sweep}")
@@ -158,7 +159,7 @@ def test_hydras_own_launcher_goes_on(command: CommandLine, tmp_path):
 
 
 @pytest.mark.parametrize("module", ["sweep", "train"])
-def test_refusals(command: CommandLine, swept, tmp_path, module):
+def test_resume_refuses_other_folders_and_new_overrides(command: CommandLine, swept, tmp_path, module):
     empty = tmp_path / "empty"
     empty.mkdir()
     for folder in (empty, tmp_path / "missing"):
@@ -168,7 +169,7 @@ def test_refusals(command: CommandLine, swept, tmp_path, module):
         before = files(swept[0])
         done = command(module, f"resume={swept[0]}", "rank=16")
         assert (
-            done.returncode == 2 and done.stderr.startswith(f"error: resume={swept[0]} ") and "rank=16" in done.stderr
+            done.returncode == 2 and done.stderr.startswith(f"error: resume={swept[0]}: ") and "rank=16" in done.stderr
         )
         assert files(swept[0]) == before
     assert sorted(tmp_path.iterdir()) == [empty] and not list(empty.iterdir())

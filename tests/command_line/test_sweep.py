@@ -1,4 +1,4 @@
-"""``python -m experiments.sweep`` from the command line to the files that it leaves."""
+"""``python -m experiments.sweep``: the files that it writes and the lines that it prints."""
 
 import csv
 import math
@@ -37,7 +37,7 @@ TRAIN = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "update_norm", 
 
 
 @pytest.mark.smoke
-def test_sweep_leaves_this_layout(swept):
+def test_layout_of_a_sweeps_folder(swept):
     sweep, printed = swept
     assert {path.name for path in sweep.iterdir()} - {"checkpoints"} == {
         *("rank=4", "rank=8", "method=full", "multirun.yaml", "plan.json", "report")
@@ -51,13 +51,13 @@ def test_sweep_leaves_this_layout(swept):
     assert {"index.html", "table.md", "table.csv"} < {path.name for path in (sweep / "report").iterdir()}
     packs = read(sweep / "plan.json")["packs"]
     assert [(pack["index"], pack["runs"]) for pack in packs] == [(0, ["rank=4", "rank=8"]), (1, ["method=full"])]
-    # Two layers, a pooler and a head of 77 labels; the tables of embeddings are looked up.
+    # Two layers, a pooler and a head of 77 labels; lookups in embeddings take no FLOPs.
     kernels = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 32 + 32 * 77
     assert packs[1]["flops"] == 6 * kernels * packs[1]["tokens"]
     assert printed.count(" min of training: ") == 2
 
 
-def test_files_of_a_run(swept):
+def test_run_json_and_summary_json(swept):
     sweep, _ = swept
     for name in ("rank=4", "rank=8", "method=full"):
         run, summary = read(sweep / name / "run.json"), read(sweep / name / "summary.json")
@@ -79,29 +79,29 @@ def test_files_of_a_run(swept):
     assert full["adapter_parameters"] == full["base_parameters"] == lora["base_parameters"]
 
 
-def test_records_of_a_run(swept):
+def test_metrics_of_a_run(swept):
     for name in ("rank=4", "rank=8", "method=full"):
-        held = records(swept[0] / name)
-        training = [record for record in held if "train/loss" in record]
+        metrics = records(swept[0] / name)
+        training = [record for record in metrics if "train/loss" in record]
         assert [record["step"] for record in training] == [1, 2, 3, 4, 5, 6]
         assert all(set(record) == TRAIN | {"step", "tokens"} for record in training)
-        tokens = [record["tokens"] for record in held]
+        tokens = [record["tokens"] for record in metrics]
         assert tokens == sorted(tokens) and tokens[0] > 0
-        assert [record["step"] for record in held if "valid/accuracy" in record] == [3, 6]
-        assert set(held[-1]) == {"step", "tokens", "test/loss", "test/accuracy"}
+        assert [record["step"] for record in metrics if "valid/accuracy" in record] == [3, 6]
+        assert set(metrics[-1]) == {"step", "tokens", "test/loss", "test/accuracy"}
 
 
-def test_best_by_validation_is_what_the_test_scores(swept):
+def test_the_test_scores_the_best_validation(swept):
     for name in ("rank=4", "rank=8", "method=full"):
-        summary, held = read(swept[0] / name / "summary.json"), records(swept[0] / name)
-        scored = {record["step"]: record for record in held if "valid/accuracy" in record}
+        summary, metrics = read(swept[0] / name / "summary.json"), records(swept[0] / name)
+        scored = {record["step"]: record for record in metrics if "valid/accuracy" in record}
         best = max(scored, key=lambda step: (scored[step]["valid/accuracy"], -step))
         assert summary["valid_best"]["step"] == best
         assert summary["valid_best"]["accuracy"] == scored[best]["valid/accuracy"]
-        assert summary["test"] == {key: held[-1][f"test/{key}"] for key in ("accuracy", "loss")}
+        assert summary["test"] == {key: metrics[-1][f"test/{key}"] for key in ("accuracy", "loss")}
 
 
-def test_what_a_person_sees(swept):
+def test_a_sweep_prints_its_table(swept):
     _, printed = swept
     table = printed[printed.index("test accuracy") :]
     lines = [line.split() for line in table.splitlines() if "finished" in line]
@@ -110,7 +110,7 @@ def test_what_a_person_sees(swept):
     assert Path(printed.strip().splitlines()[-1].removeprefix("report: ")).name == "index.html"
 
 
-def test_the_plan_of_a_study(command: CommandLine, tmp_path):
+def test_a_study_has_two_packs(command: CommandLine, tmp_path):
     """rank x alpha x targets x lr x seed: 32 points of LoRA in one program, 4 full fine-tunings in another."""
     study = ["rank=4,8", "alpha=8,16", "targets=qv,all", "lr=1e-3,3e-3", "seed=0,1"]
     process = command.popen(tmp_path / "sweep", *study)
@@ -135,8 +135,8 @@ def test_the_plan_of_a_study(command: CommandLine, tmp_path):
     assert [len(pack) for pack in packs] == [32, 4] and set(packs[1]) == full
 
 
-def same_results(one: Path, other: Path) -> None:
-    """The same runs, equal but for what a different order of summation does."""
+def assert_same_results(one: Path, other: Path) -> None:
+    """Asserts that two sweeps have equal runs, up to the order of summation."""
     assert runs(one) == runs(other)
     for name in runs(one):
         a, b = read(one / name / "summary.json"), read(other / name / "summary.json")
@@ -145,50 +145,50 @@ def same_results(one: Path, other: Path) -> None:
         assert a["valid_best"]["step"] == b["valid_best"]["step"]
         assert a["test"]["accuracy"] == pytest.approx(b["test"]["accuracy"], abs=2 / 3080)
         assert a["test"]["loss"] == pytest.approx(b["test"]["loss"], abs=1e-4)
-        mine, theirs = (load_file(sweep / name / "adapter/delta.safetensors") for sweep in (one, other))
-        assert mine.keys() == theirs.keys()
-        for path in mine:
-            # Adam's first steps are sign-like: where a gradient is rounding error, so is their direction.
-            np.testing.assert_allclose(mine[path], theirs[path], atol=2e-3, err_msg=f"{name} {path}")
-            assert np.abs(mine[path] - theirs[path]).mean() < 1e-5
+        tensors, other_tensors = (load_file(sweep / name / "adapter/delta.safetensors") for sweep in (one, other))
+        assert tensors.keys() == other_tensors.keys()
+        for path in tensors:
+            # Adam's first steps depend on the signs of gradients, so gradients near zero may change their direction.
+            np.testing.assert_allclose(tensors[path], other_tensors[path], atol=2e-3, err_msg=f"{name} {path}")
+            assert np.abs(tensors[path] - other_tensors[path]).mean() < 1e-5
 
 
-def test_hydras_own_launcher_gives_the_same(command: CommandLine, swept, tmp_path):
+def test_hydras_launcher_gives_the_same_results(command: CommandLine, swept, tmp_path):
     done = command.sweep(tmp_path / "sweep", *SWEPT, "hydra/launcher=basic")
     assert done.returncode == 0, done.stderr
-    same_results(swept[0], tmp_path / "sweep")
+    assert_same_results(swept[0], tmp_path / "sweep")
     rows = [list(csv.DictReader((sweep / "report/table.csv").open())) for sweep in (swept[0], tmp_path / "sweep")]
     assert [row["name"] for row in rows[0]] == [row["name"] for row in rows[1]]
 
 
-def test_sweeper_that_launches_in_batches(command: CommandLine, swept, tmp_path):
+def test_a_sweeper_may_launch_in_batches(command: CommandLine, swept, tmp_path):
     done = command.sweep(tmp_path / "sweep", *SWEPT, "hydra.sweeper.max_batch_size=1")
     assert done.returncode == 0, done.stderr
-    same_results(swept[0], tmp_path / "sweep")
+    assert_same_results(swept[0], tmp_path / "sweep")
     packs = read(tmp_path / "sweep/plan.json")["packs"]
     assert sorted(name for pack in packs for name in pack["runs"]) == ["method=full", "rank=4", "rank=8"]
     assert len({pack["index"] for pack in packs}) == 3
 
 
-def test_what_is_swept_may_stand_in_a_file(command: CommandLine, tmp_path):
+def test_swept_settings_may_be_in_a_file(command: CommandLine, tmp_path):
     (tmp_path / "conf/experiment").mkdir(parents=True)
     content = "# @package _global_\nseed: 1\nhydra: {sweeper: {params: {rank: '2,4', method: 'lora,full'}}}\n"
     (tmp_path / "conf/experiment/mine.yaml").write_text(content)
     arguments = [f"--config-dir={tmp_path / 'conf'}", *command.small, "steps=1", "+experiment=mine"]
     done = command("sweep", *arguments, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
-    # Full fine-tuning, asked for at two ranks, is one run.
+    # Full fine-tuning at two ranks is one run.
     assert runs(tmp_path / "sweep") == ["method=full,rank=2", "method=lora,rank=2", "method=lora,rank=4"]
     assert {read(tmp_path / "sweep" / name / "summary.json")["seed"] for name in runs(tmp_path / "sweep")} == {1}
 
 
-def test_one_point_without_a_baseline(command: CommandLine, tmp_path):
+def test_a_single_point_needs_no_baseline(command: CommandLine, tmp_path):
     done = command.sweep(tmp_path / "sweep", "baseline=none", "steps=1")
     assert done.returncode == 0, done.stderr
     assert runs(tmp_path / "sweep") == ["method=lora"]
 
 
-COUNTING = """
+COUNT_COMPILATIONS = """
 import atexit, jax
 missed = []
 jax.monitoring.register_event_listener(lambda name, **_: name.endswith("/cache_misses") and missed.append(name))
@@ -197,33 +197,35 @@ atexit.register(lambda: print("compiled:", len(missed)))
 
 
 def test_a_second_start_compiles_nothing(command: CommandLine, tmp_path):
-    asked = ["rank=4,8", "steps=2", "batch=7"]
+    overrides = ["rank=4,8", "steps=2", "batch=7"]
     for folder, again in ((tmp_path / "first", False), (tmp_path / "second", True)):
-        done = command.after(COUNTING, "sweep", *asked, f"hydra.sweep.dir={folder}")
+        done = command.after(COUNT_COMPILATIONS, "sweep", *overrides, f"hydra.sweep.dir={folder}")
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("compiled: 0\n") == again
 
 
-def test_lengths_differ_within_a_pack(command: CommandLine, tmp_path):
-    lengths = ["steps=3,6", "eval_every=2", "log_every=1", "rank=2", "lr=1e-2"]
-    done = command.sweep(tmp_path / "sweep", *lengths, "baseline=none")
+def test_runs_of_a_pack_may_have_different_lengths(command: CommandLine, tmp_path):
+    overrides = ["steps=3,6", "eval_every=2", "log_every=1", "rank=2", "lr=1e-2"]
+    done = command.sweep(tmp_path / "sweep", *overrides, "baseline=none")
     assert done.returncode == 0, done.stderr
     (pack,) = read(tmp_path / "sweep/plan.json")["packs"]
     assert sorted(pack["runs"]) == ["steps=3", "steps=6"]
     for name, steps, scored in (("steps=3", 3, [2, 3]), ("steps=6", 6, [2, 4, 6])):
-        held, summary = records(tmp_path / "sweep" / name), read(tmp_path / "sweep" / name / "summary.json")
+        metrics, summary = records(tmp_path / "sweep" / name), read(tmp_path / "sweep" / name / "summary.json")
         assert summary["steps"] == steps
-        assert [record["step"] for record in held if "train/loss" in record] == list(range(1, steps + 1))
-        assert [record["step"] for record in held if "valid/accuracy" in record] == scored
+        assert [record["step"] for record in metrics if "train/loss" in record] == list(range(1, steps + 1))
+        assert [record["step"] for record in metrics if "valid/accuracy" in record] == scored
         assert summary["valid_best"]["step"] in scored
-        assert held[-1]["step"] == steps and "test/accuracy" in held[-1]
-        assert summary["tokens"] == held[-1]["tokens"] == max(record["tokens"] for record in held)
+        assert metrics[-1]["step"] == steps and "test/accuracy" in metrics[-1]
+        assert summary["tokens"] == metrics[-1]["tokens"] == max(record["tokens"] for record in metrics)
         # The schedule ends with the run: the last update is the smallest, just above zero.
-        rates = [record["train/lr"] for record in held if "train/lr" in record]
-        assert rates[-1] == pytest.approx(0.01 / steps) and rates == sorted(rates, reverse=True)
+        learning_rates = [record["train/lr"] for record in metrics if "train/lr" in record]
+        assert learning_rates[-1] == pytest.approx(0.01 / steps) and learning_rates == sorted(
+            learning_rates, reverse=True
+        )
 
 
-def test_epochs(command: CommandLine, tmp_path):
+def test_epochs_determine_the_steps(command: CommandLine, tmp_path):
     sizes = ["batch=1024", "epochs=0.25,0.5", "steps=null", "rank=2", "baseline=none"]
     done = command.sweep(tmp_path / "sweep", *sizes)
     assert done.returncode == 0, done.stderr
@@ -232,20 +234,20 @@ def test_epochs(command: CommandLine, tmp_path):
     assert read(tmp_path / "sweep/epochs=0.5/summary.json")["steps"] == 4
 
 
-def test_a_run_that_diverges_leaves_its_neighbours(command: CommandLine, tmp_path):
+def test_a_run_that_diverges_does_not_stop_the_others(command: CommandLine, tmp_path):
     done = command.sweep(tmp_path / "sweep", "lr=1e-3,1e6", "rank=4", "log_every=1", "baseline=none", "steps=6")
     assert done.returncode == 1
-    diverged, fine = (read(tmp_path / "sweep" / name / "summary.json") for name in ("lr=1000000.0", "lr=0.001"))
+    diverged, finished = (read(tmp_path / "sweep" / name / "summary.json") for name in ("lr=1000000.0", "lr=0.001"))
     assert (diverged["status"], diverged["test"], diverged["adapter_bytes"]) == ("diverged", None, None)
     assert diverged["steps"] < 6 and str(diverged["steps"] + 1) in diverged["error"]
     assert not (tmp_path / "sweep/lr=1000000.0/adapter").exists()
-    assert fine["status"] == "finished" and fine["steps"] == 6 and math.isfinite(fine["test"]["loss"])
+    assert finished["status"] == "finished" and finished["steps"] == 6 and math.isfinite(finished["test"]["loss"])
     assert [record["step"] for record in records(tmp_path / "sweep/lr=0.001") if "train/loss" in record][-1] == 6
     assert f"lr=1000000.0 diverged: {diverged['error']}" in done.stdout
     assert "diverged" in (tmp_path / "sweep/report/table.md").read_text()
 
 
-def test_report_is_made_from_the_files_alone(command: CommandLine, swept, tmp_path):
+def test_report_needs_only_the_files_of_the_sweep(command: CommandLine, swept, tmp_path):
     sweep = tmp_path / "sweep"
     shutil.copytree(swept[0], sweep)
     before = {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
@@ -258,7 +260,7 @@ def test_report_is_made_from_the_files_alone(command: CommandLine, swept, tmp_pa
     assert "finished" in done.stdout
 
 
-def test_report_refuses_what_is_no_sweep(command: CommandLine, tmp_path):
+def test_report_refuses_other_folders(command: CommandLine, tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         done = command("report", folder)
         assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -266,29 +268,29 @@ def test_report_refuses_what_is_no_sweep(command: CommandLine, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_gets_what_the_files_get(command: CommandLine, tmp_path):
+def test_wandb_gets_the_metrics_and_the_summary(command: CommandLine, tmp_path):
     sweep = tmp_path / "a sweep"
-    how = ["wandb.mode=offline", "rank=4", "baseline=none"]
-    done = command("sweep", *command.small, *how, f"hydra.sweep.dir='{sweep}'")
+    overrides = ["wandb.mode=offline", "rank=4", "baseline=none"]
+    done = command("sweep", *command.small, *overrides, f"hydra.sweep.dir='{sweep}'")
     assert done.returncode == 0, done.stderr
     folder = sweep / "rank=4"
-    held = wandb_records(folder)
-    run = next(record.run for record in held if record.WhichOneof("record_type") == "run")
+    metrics = wandb_records(folder)
+    run = next(record.run for record in metrics if record.WhichOneof("record_type") == "run")
     assert (run.run_group, run.display_name, run.project) == ("a sweep", "rank=4", "lora_jax")
-    logged = [record.history for record in held if record.WhichOneof("record_type") == "history"]
+    logged = [record.history for record in metrics if record.WhichOneof("record_type") == "history"]
     assert len(logged) == len(records(folder))
     assert {key_of(item) for row in logged for item in row.item} >= TRAIN | {"valid/accuracy", "test/accuracy"}
     figures = {}
-    for record in held:
+    for record in metrics:
         if record.WhichOneof("record_type") == "summary":
             figures |= {key_of(item): item.value_json for item in record.summary.update}
     assert float(figures["test/loss"]) == read(folder / "summary.json")["test"]["loss"]
     assert figures["status"] == '"finished"'
-    assert any(record.request.HasField("log_artifact") or record.HasField("artifact") for record in held)
-    assert [record.exit.exit_code for record in held if record.WhichOneof("record_type") == "exit"] == [0]
+    assert any(record.request.HasField("log_artifact") or record.HasField("artifact") for record in metrics)
+    assert [record.exit.exit_code for record in metrics if record.WhichOneof("record_type") == "exit"] == [0]
 
 
-def test_one_run(command: CommandLine, tmp_path):
+def test_a_single_run_has_results_and_a_report(command: CommandLine, tmp_path):
     done = command("train", *command.small, "rank=2", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "run/summary.json")["status"] == "finished"
@@ -297,11 +299,11 @@ def test_one_run(command: CommandLine, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]])
 @pytest.mark.parametrize("module", ["sweep", "train"])
-def test_asking_makes_no_folder(command: CommandLine, module, flags):
+def test_help_creates_no_folder(command: CommandLine, module, flags):
     results = Path(__file__).parents[2] / "results"
     before = sorted(results.rglob("*")) if results.exists() else []
     done = command(module, *flags, "rank=5")
     assert done.returncode == 0, done.stderr
-    wanted = "python -m experiments.sweep" if flags == ["--help"] else "rank: 5"
-    assert wanted in done.stdout and "Traceback" not in done.stderr
+    expected = "python -m experiments.sweep" if flags == ["--help"] else "rank: 5"
+    assert expected in done.stdout and "Traceback" not in done.stderr
     assert (sorted(results.rglob("*")) if results.exists() else []) == before

@@ -1,4 +1,4 @@
-"""Real command lines, small ones, as a person would type them in this repository's root."""
+"""Runs small command lines in the root of the repository."""
 
 import json
 import os
@@ -13,78 +13,92 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# What the fixture `swept` asks for: two evaluations, and a checkpoint between them.
+# Overrides of the fixture `swept`: two evaluations, and a checkpoint between them.
 SWEPT = ("rank=4,8", "steps=6", "eval_every=3", "log_every=1", "checkpoint_every=2")
 
-# Ends the process, as kill -9 does, when a function is about to be called for the nth time.
-DEADLY = """
+# Kills the process before the nth call of a function.
+KILL_BEFORE_CALL = """
 import importlib, os, runpy, signal, sys
-where, name, nth, command, *sys.argv[1:] = sys.argv[1:]
-# A shell's background job, such as CI may be, starts with the keyboard's signal ignored.
+module, name, nth, command, *sys.argv[1:] = sys.argv[1:]
+# A background job of a shell, such as CI, starts with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-owner = importlib.import_module(where)
-*path, last = name.split(".")
+owner = importlib.import_module(module)
+*path, attribute = name.split(".")
 for part in path:
     owner = getattr(owner, part)
-original, calls = getattr(owner, last), 0
-def deadly(*args, **how):
+original, calls = getattr(owner, attribute), 0
+def killing(*args, **kwargs):
     global calls
     calls += 1
     if calls == int(nth):
         os.kill(os.getpid(), getattr(signal, os.environ.get("SIGNAL", "SIGKILL")))
-    return original(*args, **how)
-setattr(owner, last, deadly)
+    return original(*args, **kwargs)
+setattr(owner, attribute, killing)
 runpy.run_module(command, run_name="__main__", alter_sys=True)
 """
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Runs ``python -m experiments...`` on the tiny model; `home` keeps the caches of all that it runs."""
+    """Runs ``python -m experiments...`` on the tiny model. All its processes share the caches in `home`."""
 
     model: Path
     home: Path
 
     @property
     def small(self) -> list[str]:
-        """What makes a command line take seconds."""
+        """Returns overrides that make a command take seconds."""
         sizes = ["steps=4", "batch=8", "eval_batch=256", "task.buckets=[16]"]
         return [f"model.source={self.model}", "wandb.mode=disabled", *sizes]
 
     def environment(self, **more: str) -> dict[str, str]:
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_", "COLUMNS"))}
-        ours = {"HOME": f"{self.home}", "XDG_CACHE_HOME": f"{self.home}/.cache", "LORA_JAX_CACHE": f"{self.home}/cache"}
-        # Every small program is kept for the next process, not only those that take a second to compile.
-        return own | ours | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | more
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_", "COLUMNS"))
+        }
+        caches = {
+            "HOME": f"{self.home}",
+            "XDG_CACHE_HOME": f"{self.home}/.cache",
+            "LORA_JAX_CACHE": f"{self.home}/cache",
+        }
+        # Caches every compiled program, not only those that take a second to compile.
+        return inherited | caches | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | more
 
     def __call__(self, module: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         return self._run(["-m", f"experiments.{module}", *map(str, arguments)], environment)
 
     def sweep(self, folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A small sweep into `folder`; later overrides win over those that make it small."""
-        return self("sweep", *self._overridden(overrides), f"hydra.sweep.dir={folder}", **environment)
+        """Runs a small sweep with results in `folder`. `overrides` take precedence over `small`."""
+        return self("sweep", *self._with_small(overrides), f"hydra.sweep.dir={folder}", **environment)
 
     def killed(
         self, at: tuple[str, str, int], command: str, *overrides: str, signal: str = "SIGKILL"
     ) -> subprocess.CompletedProcess[str]:
-        """A small command that gets `signal` before the nth call of a function: at = (module, name, n)."""
-        where, name, nth = at
-        arguments = ["-c", DEADLY, where, name, str(nth), f"experiments.{command}", *self._overridden(overrides)]
+        """Runs a small command that gets `signal` before the nth call of a function: at = (module, name, n)."""
+        function_module, name, nth = at
+        arguments = [
+            "-c",
+            KILL_BEFORE_CALL,
+            function_module,
+            name,
+            str(nth),
+            f"experiments.{command}",
+            *self._with_small(overrides),
+        ]
         return self._run(arguments, {"SIGNAL": signal})
 
     def after(self, code: str, command: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-        """A small command in a process that runs `code` first."""
-        start = f"{code}\nimport runpy, sys\nrunpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-        return self._run(["-c", start, f"experiments.{command}", *self._overridden(overrides)], {})
+        """Runs a small command in a process that runs `code` first."""
+        script = f"{code}\nimport runpy, sys\nrunpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+        return self._run(["-c", script, f"experiments.{command}", *self._with_small(overrides)], {})
 
     def popen(self, folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
-        """A small sweep in the background; what it prints is dropped."""
-        command = [sys.executable, "-m", "experiments.sweep", *self._overridden(overrides), f"hydra.sweep.dir={folder}"]
+        """Starts a small sweep in the background, and discards its output."""
+        command = [sys.executable, "-m", "experiments.sweep", *self._with_small(overrides), f"hydra.sweep.dir={folder}"]
         return subprocess.Popen(
             command, cwd=ROOT, env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
-    def _overridden(self, overrides: Sequence[str]) -> list[str]:
+    def _with_small(self, overrides: Sequence[str]) -> list[str]:
         keys = {item.lstrip("+~").partition("=")[0] for item in overrides}
         return [*(item for item in self.small if item.partition("=")[0] not in keys), *overrides]
 
@@ -100,15 +114,17 @@ class CommandLine:
 
 
 def read(path: Path) -> Any:
+    """Returns the content of a JSON file."""
     return json.loads(path.read_text())
 
 
 def records(run: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def runs(sweep: Path) -> list[str]:
-    """The names of the runs that a sweep's folder holds."""
+    """Returns the names of the runs in a sweep's folder."""
     return sorted(path.parent.relative_to(sweep).as_posix() for path in sweep.rglob("run.json"))
 
 
@@ -119,7 +135,7 @@ def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Comma
 
 @pytest.fixture(scope="session")
 def swept(command: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep that nothing disturbed, and what it printed; only to be looked at."""
+    """The folder of an uninterrupted sweep, and its output. Tests must not change the folder."""
     folder = tmp_path_factory.mktemp("swept") / "sweep"
     done = command.sweep(folder, *SWEPT)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""As much of the Hugging Face Hub as `snapshot_download` asks for, on this machine."""
+"""A local server of the parts of the Hugging Face Hub that `snapshot_download` needs."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class _Hub(http.server.SimpleHTTPRequestHandler):
-    """Offers every ``owner/name`` folder of a folder as a repository."""
+    """Serves every ``owner/name`` folder of a folder as a repository."""
 
     commit = "a" * 40
 
@@ -35,8 +35,8 @@ class _Hub(http.server.SimpleHTTPRequestHandler):
             content, status = json.dumps(entries).encode(), 200
         elif files and api and rest in ([], ["revision", "main"]):
             siblings = [{"rfilename": file} for file in files]
-            about = {"id": f"{owner}/{name}", "sha": self.commit, "siblings": siblings}
-            content, status = json.dumps(about).encode(), 200
+            model_info = {"id": f"{owner}/{name}", "sha": self.commit, "siblings": siblings}
+            content, status = json.dumps(model_info).encode(), 200
         elif rest[:1] == ["resolve"] and "/".join(rest[2:]) in files:
             content, status = (folder / "/".join(rest[2:])).read_bytes(), 200
         self.send_response(status)
@@ -57,10 +57,11 @@ def _digest(text: str) -> str:
 
 
 @contextlib.contextmanager
-def hub_of(folder: Path, home: Path) -> Iterator[dict[str, str]]:
-    """The environment in which a new process finds, at ``hf://owner/name``, what is in `folder`/owner/name.
+def serve_hub(folder: Path, home: Path) -> Iterator[dict[str, str]]:
+    """Serves the models in `folder`/owner/name as ``hf://owner/name``, and yields the environment of clients.
 
-    In a new process, because huggingface_hub reads its environment when it is imported; it keeps its files in `home`.
+    Clients must be new processes, because huggingface_hub reads its environment when it is imported. Its cache is in
+    `home`.
     """
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Hub, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The models of conf/model/: what their published config.json says of their shape."""
+"""The shapes of the models in conf/model/, from their published config.json."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ _GEMMA3: dict[str, Any] = {
 
 _NEOX: dict[str, Any] = {"vocab_size": 50304, "max_position_embeddings": 2048, "rotary_pct": 0.25}
 
-# By the file's name in conf/model/: config.json's `model_type` and what else of it shapes the model.
+# `model_type` and the other fields of config.json that determine the shape, by the name of the file in conf/model/.
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "minilm": ("bert", _BERT | _encoder(384, 6, 12)),
     "bert_base": ("bert", _BERT | _encoder(768, 12, 12)),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.hub import hub_of
+from helpers.hub import serve_hub
 from helpers.named_models import NAMED
 from helpers.tiny_models import VOCAB_SIZE, random_base
 from safetensors.numpy import load_file, save_file
@@ -106,7 +106,7 @@ def both(tmp_path_factory):
         folder = home / "served" / source.removeprefix("hf://") if source.startswith("hf://") else home / source
         if not folder.exists():  # two files may name one repository
             published[name] = publish(name, folder)
-    with hub_of(home / "served", home / "hf") as environment:
+    with serve_hub(home / "served", home / "hf") as environment:
         models = json.dumps({name: SETTINGS[name] for name in HERE})
         command = [sys.executable, "-c", LOAD, models]
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)

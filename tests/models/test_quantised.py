@@ -269,7 +269,7 @@ def test_packed_equals_alone_on_an_nf4_base(base, pack_of, configure):
 def test_loading_quantises_a_layer_at_a_time(tiny_model, kind, monkeypatch):
     dimensions = []
     monkeypatch.setattr(load, "quantise", lambda kernel, kind: dimensions.append(kernel.ndim) or quantise(kernel, kind))
-    loaded = load.load_base(str(tiny_model), "bert", labels=3, base=kind)
+    loaded = load.load_base(str(tiny_model), "bert", labels=3, base_storage=kind)
     assert len(dimensions) == 2 * 6 and set(dimensions) == {2}
     whole = load.load_base(str(tiny_model), "bert", labels=3)
     assert loaded.parameters == whole.parameters and loaded.fingerprint != whole.fingerprint
@@ -288,20 +288,20 @@ def test_the_stored_dtype_is_not_the_computed_one(tiny_model, base, stored):
 def test_full_fine_tuning_of_a_quantised_base_is_an_error(configure, base):
     with pytest.raises(UserError, match=f"base='{base}': must be auto, f32 or bf16 with method=full"):
         configure("full", base=base)
-    assert configure("full", base="bf16").base == "bf16"
+    assert configure("full", base_storage="bf16").base == "bf16"
 
 
 def test_a_sweep_on_an_nf4_base(command: CommandLine, tmp_path):
     """LoRA trains on the quantised base, full fine-tuning on the unquantised one. The adapter records which."""
     sweep = tmp_path / "sweep"
-    done = command.sweep(sweep, "rank=2,4", "base=nf4")
+    done = command.sweep(sweep, "rank=2,4", "base_storage=nf4")
     assert done.returncode == 0, done.stderr
     assert "2 x lora on the nf4 base" in done.stdout and "1 x full, " in done.stdout
     assert runs(sweep) == ["method=full", "rank=2", "rank=4"]
     run, full = (read(sweep / name / "run.json") for name in ("rank=4", "method=full"))
-    assert (run["config"]["base"], full["config"]["base"]) == ("nf4", "auto")
-    assert run["base"]["parameters"] == full["base"]["parameters"]
-    adapter = load_adapter(sweep / "rank=4/adapter", base_fingerprint=run["base"]["fingerprint"])
-    assert adapter.config["base"] == "nf4"
+    assert (run["config"]["base_storage"], full["config"]["base"]) == ("nf4", "auto")
+    assert run["base_storage"]["parameters"] == full["base"]["parameters"]
+    adapter = load_adapter(sweep / "rank=4/adapter", base_fingerprint=run["base_storage"]["fingerprint"])
+    assert adapter.config["base_storage"] == "nf4"
     with pytest.raises(UserError, match=r"stored as nf4.*, not on the base given"):
-        load_adapter(sweep / "rank=4/adapter", base_fingerprint=full["base"]["fingerprint"])
+        load_adapter(sweep / "rank=4/adapter", base_fingerprint=full["base_storage"]["fingerprint"])

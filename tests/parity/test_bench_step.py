@@ -1,4 +1,4 @@
-"""The step bench's other side: the same function as ours, and the arithmetic that our count says."""
+"""The step bench: PEFT's model computes the same function as lora_jax's, with the FLOPs that `shapes` counts."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_jax.bench import ours_step, shapes
-from lora_jax.bench.cases import Ours, Peft
+from lora_jax.bench.cases import LoraJaxCase, PeftCase
 from lora_jax.delta import parameters
 from lora_jax.models.llama import NAMES
 from lora_jax.train.losses import token_cross_entropy
@@ -18,8 +18,8 @@ pytest.importorskip("peft")
 BATCH, TOKENS, RANK = 2, 12, 3
 
 
-def peft_case(method: str, **more) -> Peft:
-    return Peft(shape="tiny", method=method, batch=BATCH, tokens=TOKENS, rank=RANK, dtype="float32", **more)
+def peft_case(method: str, **more) -> PeftCase:
+    return PeftCase(shape="tiny", method=method, batch=BATCH, tokens=TOKENS, rank=RANK, dtype="float32", **more)
 
 
 def state_dict(base) -> dict:
@@ -40,7 +40,7 @@ def test_both_sides_start_as_the_same_function(method):
     from lora_jax.bench.peft_step import Stepper, model_of
 
     case = peft_case(method)
-    base = ours_step.base_of(Ours(shape="tiny", batch=BATCH, tokens=TOKENS, dtype="float32"))
+    base = ours_step.base_of(LoraJaxCase(shape="tiny", batch=BATCH, tokens=TOKENS, dtype="float32"))
     model = model_of(case, "cpu")
     whole = model.get_base_model() if method == "lora" else model
     names = {name.replace(".base_layer", ""): name for name in whole.state_dict() if "lora_" not in name}

@@ -1,4 +1,4 @@
-"""What a pack is predicted to take, held against what XLA plans for its own compiled step.
+"""Predictions of memory, compared with XLA's plans for the compiled steps.
 
 `pytest tests/sweep/test_costs.py -s` prints both.
 """
@@ -29,7 +29,7 @@ LENGTH = 32
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, nnx.Module]:
-    """Wide enough that a step's arrays, and not XLA's own, are what takes the memory."""
+    """Models that are large enough for the arrays of a step, and not XLA's overhead, to take most of the memory."""
     encoder = bert.BertConfig(300, 128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
     decoder = llama.LlamaConfig(300, 128, 256, 2, 4, num_key_value_heads=2, tie_word_embeddings=True)
     return {
@@ -40,7 +40,7 @@ def models() -> dict[str, nnx.Module]:
 
 @pytest.fixture
 def setups(models):
-    """Stands for `Setups`: texts of one length, with a label each, or with one for each token."""
+    """Replaces `Setups`: texts of one length, with a label for each text or for each token."""
 
     def encoded(task: str) -> Encoded:
         tokens, texts = np.ones(64 * LENGTH, np.int32), np.arange(65) * LENGTH
@@ -60,7 +60,7 @@ def points_of(runs) -> list[Point]:
 
 
 CASES = {
-    "lora, narrower than what was measured": ({}, [4, 8, 16]),
+    "lora, smaller than measured": ({}, [4, 8, 16]),
     "lora, layers rematerialised": ({"model__remat": "layer"}, [4, 8, 8, 16, 16, 32]),
     "full": ({"method": "full"}, [8, 8, 8]),
     "causal": ({"task__name": "e2e"}, [2, 8, 16, 16]),
@@ -69,30 +69,30 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_predicted_within_15_percent_of_what_xla_plans(case, models, setups, configure, pack_of):
+def test_predictions_are_within_15_percent_of_xlas_plans(case, models, setups, configure, pack_of):
     settings, ranks = CASES[case]
     runs = [configure(batch=8, steps=5, rank=rank, **settings) for rank in ranks]
     costs = Costs(setups)
     costs.room = 0
-    costs.predict(points_of([*runs, runs[-1].model_copy(update={"rank": 32})]))  # what is measured
-    predicted, asked = costs.predict(points_of(runs))
+    costs.predict(points_of([*runs, runs[-1].model_copy(update={"rank": 32})]))  # compiles and measures
+    predicted, is_measured = costs.predict(points_of(runs))
     base = models[runs[0].task.name]
     pack = pack_of(base, runs)
     example = jax.device_put(setups.get(runs[0]).train_batches(runs[0], (0,) * len(runs))[0])
     arguments = (pack.state, pack.constants, pack.hyper, example)
     planned = pack_bytes(packed_step(pack.program).lower(base, *arguments).compile(), *arguments)
     print(f"\n{case}: predicted {predicted / 2**20:.2f} MiB, planned {planned / 2**20:.2f}: {predicted / planned:.3f}")
-    assert asked
+    assert is_measured
     assert predicted == pytest.approx(planned, rel=0.15)
 
 
-def test_what_surely_fits_is_not_compiled(models, setups, configure, monkeypatch):
+def test_packs_that_surely_fit_are_not_compiled(models, setups, configure, monkeypatch):
     monkeypatch.setattr(costs_module, "compiled_bytes", lambda *_: pytest.fail("compiled"))
     points = points_of([configure(batch=8, rank=rank) for rank in (4, 32)])
     costs = Costs(setups)
-    bound, asked = costs.predict(points)
-    assert not asked and 2**20 < bound <= costs.room
-    assert costs.predict(points[1:])[0] < bound  # one run leaves nothing to choose
+    bound, is_measured = costs.predict(points)
+    assert not is_measured and 2**20 < bound <= costs.room
+    assert costs.predict(points[1:])[0] < bound  # a single run is never compiled, because it cannot be split
     costs.room = 0
     assert not costs.predict(points[1:])[1]
 
@@ -113,15 +113,15 @@ def test_more_tokens_and_larger_batches_take_more(base, configure, pack_of):
     assert sizes[2] > 1.7 * sizes[1]
 
 
-def test_shapes_are_those_that_are_stacked(models, setups, configure, pack_of):
-    """What is lowered from shapes alone is the program that trains, so its cache entry is too."""
+def test_abstract_pack_has_the_shapes_of_the_pack(models, setups, configure, pack_of):
+    """So a program lowered from shapes has the same entry in the compilation cache as the one that trains."""
     runs = [configure(batch=8, rank=4, targets="qv"), configure(batch=8, rank=8, targets="k", method__dropout=0.1)]
     pack = pack_of(models["banking77"], runs)
     state, constants, hyper = abstract_pack(runs[0], Costs(setups).widest(points_of(runs)), 2)
-    for expected, got in zip((pack.state, pack.constants, pack.hyper), (state, constants, hyper), strict=True):
-        shapes = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (expected, got)]
+    for expected, actual in zip((pack.state, pack.constants, pack.hyper), (state, constants, hyper), strict=True):
+        shapes = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (expected, actual)]
         assert shapes[0] == shapes[1]
 
 
-def test_budget_is_below_what_the_machine_has():
+def test_budget_is_less_than_the_memory_of_the_machine():
     assert 2**20 < budget() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""What shares a program, and what comes first."""
+"""Plans: which runs share a pack, and the order of packs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from lora_jax.sweep.plan import plan
 
 
 class Costs:
-    """A base of 20M parameters, and LoRA of 40,000 for each rank; a run takes 10 bytes and its rank."""
+    """Costs of a base of 20M parameters with LoRA of 40,000 per rank. A run takes 10 bytes plus its rank."""
 
     room = 10**9
 
@@ -17,8 +17,8 @@ class Costs:
         return point.config.steps or 100
 
     def work(self, points):
-        widest = max(point.config.rank for point in points)
-        flops = 120 if points[0].config.method.name == "full" else 80 + 0.24 * widest
+        largest_rank = max(point.config.rank for point in points)
+        flops = 120 if points[0].config.method.name == "full" else 80 + 0.24 * largest_rank
         return flops * max(map(self.steps, points))
 
     def predict(self, points):
@@ -33,7 +33,7 @@ def planned(configure):
     def planned(*settings, room=10**9, **shared):
         costs = Costs()
         costs.room = room
-        runs = [configure(**shared, **own) for own in settings]
+        runs = [configure(**shared, **run_settings) for run_settings in settings]
         packs = plan([Point(str(i), Path(str(i)), run) for i, run in enumerate(runs)], costs)
         assert [pack.index for pack in packs] == list(range(len(packs)))
         assert sorted(point.name for pack in packs for point in pack.points) == sorted(map(str, range(len(runs))))
@@ -60,19 +60,22 @@ def test_a_short_run_does_not_idle_beside_a_long_one(planned):
     assert planned({"steps": 20}, {"steps": 10}, {"steps": 1000}, rank=8) == [[(8, 10), (8, 20)], [(8, 1000)]]
 
 
-def test_as_few_packs_as_fit_and_those_even(planned):
+def test_packs_are_as_few_as_fit_and_of_equal_size(planned):
     assert ranks(planned(*[{"seed": seed} for seed in range(7)], rank=8, room=18 * 3)) == [[8] * 2, [8] * 2, [8] * 3]
-    # What is padded to the widest of a pack takes less where the widest is narrow.
+    # A pack with a small largest rank has less padding.
     assert ranks(planned(*[{"rank": rank} for rank in (64, 2, 2, 64)], room=150)) == [[2, 2], [64, 64]]
-    assert ranks(planned({}, {"seed": 1}, rank=8, room=1)) == [[8], [8]]  # tried all the same
+    assert ranks(planned({}, {"seed": 1}, rank=8, room=1)) == [
+        [8],
+        [8],
+    ]  # single runs are planned even if they do not fit
 
 
-def test_pack_bounds_how_many(planned):
+def test_pack_limits_the_runs_of_a_pack(planned):
     assert ranks(planned(*[{"seed": seed} for seed in range(5)], rank=8, pack=2)) == [[8], [8] * 2, [8] * 2]
     assert ranks(planned({}, {"seed": 1}, rank=8, pack=1)) == [[8], [8]]
 
 
-def test_quick_results_come_first_and_baselines_last(planned):
+def test_cheap_packs_come_first_and_baselines_last(planned):
     packs = planned(
         {"steps": 900},
         {"method": "full", "steps": 10},
@@ -83,6 +86,6 @@ def test_quick_results_come_first_and_baselines_last(planned):
     assert packs == [[(8, 10)], [(8, 900)], [(8, 1)], [(8, 10)]]
 
 
-def test_an_optimizer_that_is_not_elementwise_shares_equal_ranks_alone(planned):
-    several = [{"rank": 4}, {"rank": 8}, {"rank": 4, "seed": 1}]
-    assert ranks(planned(*several, optim="adafactor")) == [[4, 4], [8]]
+def test_an_optimizer_that_is_not_elementwise_packs_equal_ranks_only(planned):
+    settings = [{"rank": 4}, {"rank": 8}, {"rank": 4, "seed": 1}]
+    assert ranks(planned(*settings, optim="adafactor")) == [[4, 4], [8]]

@@ -1,4 +1,4 @@
-"""The train step: what it may touch, what it compiles, and that no run of a pack can harm another."""
+"""The train step: padding, the frozen base, compilation, and independence of the runs of a pack."""
 
 import functools
 import math
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from lora_jax.adapters import LowRank
+from lora_jax.adapters import LowRank, Replacement
 from lora_jax.delta import parameters
 from lora_jax.train.pack import packed_step
 from lora_jax.train.step import train_step
 from lora_jax.weights.load import fingerprint
 
-# Every pack that is made of this and two others has the same shapes, so the tests share compiled steps.
-WIDE = {"rank": 8, "targets": "all", "lr": 5e-3, "batch": 8, "steps": 20, "optim__weight_decay": 0.1}
+# Packs of these settings and two other runs have the same shapes, so the tests share compiled steps.
+LARGEST = {"rank": 8, "targets": "all", "lr": 5e-3, "batch": 8, "steps": 20, "optim__weight_decay": 0.1}
 step_of = functools.cache(packed_step)
-# Where a step is compiled for one test alone, how well XLA optimises it does not matter, and the time it takes does.
+# For steps that one test alone compiles. XLA's optimisation does not matter there, so less of it saves time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -27,15 +27,15 @@ def quick_step(pack, base):
     return packed_step(pack.program).lower(*arguments).compile(QUICK)
 
 
-def assert_bits(got, expected):
-    """Same bits, leaf by leaf."""
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+def assert_bits(actual, expected):
+    """Asserts that all leaves have the same bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
 def run(tree, i):
-    """One run's part of a pack's arrays, on the host."""
+    """Returns the arrays of run `i` of a pack, on the host."""
     return jax.tree.map(lambda leaf: np.array(leaf[i]), tree)
 
 
@@ -44,8 +44,8 @@ def run(tree, i):
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd", "lion"])
 def test_padding_stays_exactly_zero(base, pack_of, configure, optim):
-    narrow = [WIDE | {"rank": 3, "targets": "q@0:1+v"}, WIDE | {"rank": 5, "targets": "mlp", "seed": 4}]
-    pack = pack_of(base, [configure(optim=optim, **settings) for settings in (WIDE, *narrow)])
+    smaller = [LARGEST | {"rank": 3, "targets": "q@0:1+v"}, LARGEST | {"rank": 5, "targets": "mlp", "seed": 4}]
+    pack = pack_of(base, [configure(optim=optim, **settings) for settings in (LARGEST, *smaller)])
     pack.train(base, 20, step_of(pack.program) if optim == "adamw" else quick_step(pack, base))
     assert pack.metrics.live.all()
     moments = jax.tree.leaves(pack.state.opt_state, is_leaf=lambda x: isinstance(x, dict))
@@ -56,13 +56,13 @@ def test_padding_stays_exactly_zero(base, pack_of, configure, optim):
         return (np.asarray(getattr(tree[path], part)[i]) for part in "ab")
 
     for i, rank in ((1, 3), (2, 5)):
-        own = pack.inits[i].params
+        init = pack.inits[i].params
         for path, value in pack.state.params.items():
             if not isinstance(value, LowRank):
                 continue
             for tree in (pack.state.params, *moments):
                 a, b = pair(tree, path, i)
-                if path not in own:
+                if path not in init:
                     assert not a.any() and not b.any()
                     continue
                 assert a.shape[-1] == b.shape[-2] == 8
@@ -72,7 +72,7 @@ def test_padding_stays_exactly_zero(base, pack_of, configure, optim):
                     assert a[layer, :, :rank].all() == (layer in adapted)
                     assert b[layer, :rank].all() == (layer in adapted)
     a, b = pair(pack.state.params, "backbone/layers/attn/o/adapter", 0)
-    assert a.all() and b.all()  # the widest run uses all there is, so zeros elsewhere say something
+    assert a.all() and b.all()  # the largest run trains every element, so zeros elsewhere are due to padding
 
 
 # ---- the base
@@ -81,21 +81,21 @@ def test_padding_stays_exactly_zero(base, pack_of, configure, optim):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_base_is_bit_identical_after_training(base, pack_of, configure, method):
     before = fingerprint(base)
-    pack = pack_of(base, [configure(method, **WIDE | {"seed": seed}) for seed in (0, 1, 2)])
+    pack = pack_of(base, [configure(method, **LARGEST | {"seed": seed}) for seed in (0, 1, 2)])
     initial = run(pack.state.params, 0)
     pack.train(base, 5, step_of(pack.program) if method == "lora" else quick_step(pack, base))
     assert fingerprint(base) == before
     after = run(pack.state.params, 0)
-    unmoved = [
+    unchanged = [
         path
         for path in initial
         if any(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (initial[path], after[path])), strict=True))
     ]
-    assert unmoved == (["backbone/pooler/bias"] if method == "full" else [])  # mean pooling has no use for a pooler
+    assert unchanged == (["backbone/pooler/bias"] if method == "full" else [])  # mean pooling does not use the pooler
 
 
 def sums_over(tokens, jaxpr):
-    """The shapes that sums over so many tokens yield, by product or scatter, in a jaxpr and all those within it."""
+    """Yields the shapes of sums over `tokens` tokens, by product or scatter, in a jaxpr and the jaxprs within it."""
     for equation in jaxpr.eqns:
         name, shape = equation.primitive.name, equation.invars[0].aval.shape if equation.invars else ()
         summed = name == "scatter-add"
@@ -109,32 +109,32 @@ def sums_over(tokens, jaxpr):
 
 
 def base_gradients(base, pack):
-    """Which parameters of the base some sum over tokens has the shape of, whatever the order of axes."""
+    """Returns the parameters of the base that have the shape of a sum over tokens, in any order of axes."""
     arguments = run((pack.state, pack.constants, pack.hyper, pack.example()), 0)
     traced = jax.make_jaxpr(functools.partial(train_step, pack.program))(base, *arguments)
-    yields = {tuple(sorted(shape)) for shape in sums_over(arguments[-1].tokens.size, traced.jaxpr)}
+    sums = {tuple(sorted(shape)) for shape in sums_over(arguments[-1].tokens.size, traced.jaxpr)}
     shapes = {path: leaf.shape for path, leaf in parameters(base).items() if not path.startswith("head/")}
     matrices = {path: shape[-2:] for path, shape in shapes.items() if path.endswith(("kernel", "embedding"))}
-    return {path for path, shape in matrices.items() if tuple(sorted(shape)) in yields}
+    return {path for path, shape in matrices.items() if tuple(sorted(shape)) in sums}
 
 
 def test_lora_computes_no_gradient_of_the_base_and_full_fine_tuning_does(base, pack_of, configure):
-    full = base_gradients(base, pack_of(base, [configure("full", **WIDE)]))
+    full = base_gradients(base, pack_of(base, [configure("full", **LARGEST)]))
     assert {f"backbone/layers/{site}/kernel" for site in ("attn/q", "attn/o", "mlp/up", "mlp/down")} <= full
     assert "backbone/embed/word/embedding" in full
-    assert base_gradients(base, pack_of(base, [configure(**WIDE)])) == set()
+    assert base_gradients(base, pack_of(base, [configure(**LARGEST)])) == set()
 
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd", "lion", "adafactor"])
-def test_the_optimizer_holds_nothing_for_the_base(base, pack_of, configure, optim):
+def test_the_optimizer_has_no_state_for_the_base(base, pack_of, configure, optim):
     pack = pack_of(base, [configure(optim=optim, rank=2, targets="q", batch=8)])
-    held = [leaf.shape[1:] for leaf in jax.tree.leaves(pack.state.opt_state) if leaf.ndim > 1 and leaf.size > 1]
+    state_shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(pack.state.opt_state) if leaf.ndim > 1 and leaf.size > 1]
     trained = [leaf.shape for leaf in jax.tree.leaves(pack.inits[0].params)]
-    if optim == "adafactor":  # rows and columns of what is trained, or the whole of it
-        numbers = sum(int(np.prod(shape)) for shape in held)
-        assert numbers < sum(int(np.prod(shape)) for shape in trained)
+    if optim == "adafactor":  # has statistics of rows and columns, or of whole arrays
+        elements = sum(int(np.prod(shape)) for shape in state_shapes)
+        assert elements < sum(int(np.prod(shape)) for shape in trained)
     else:
-        assert sorted(held) == sorted(trained * {"adamw": 2, "sgd": 1, "lion": 1}[optim])
+        assert sorted(state_shapes) == sorted(trained * {"adamw": 2, "sgd": 1, "lion": 1}[optim])
 
 
 # ---- one program
@@ -143,18 +143,18 @@ compilations: list[str] = []
 
 
 @jax.monitoring.register_event_duration_secs_listener
-def _note(event, *_, **__):
+def _count_compilation(event, *_, **__):
     if event == "/jax/core/compile/backend_compile_duration":
         compilations.append(event)
 
 
-def test_the_step_compiles_once_per_length_whatever_the_runs(base, pack_of, configure):
-    first = [WIDE, WIDE | {"rank": 2, "targets": "q", "seed": 7}]
+def test_the_step_compiles_once_per_length_for_all_runs(base, pack_of, configure):
+    first = [LARGEST, LARGEST | {"rank": 2, "targets": "q", "seed": 7}]
     second = [
-        WIDE | {"rank": 4, "targets": "qv@1:", "lr": 1e-4, "steps": 3, "alpha": 1, "optim__clip_norm": 0.1},
-        WIDE | {"lr": 2e-2, "seed": 9, "optim__warmup": 0.5, "optim__b2": 0.9, "method__scaling": "rslora"},
+        LARGEST | {"rank": 4, "targets": "qv@1:", "lr": 1e-4, "steps": 3, "alpha": 1, "optim__clip_norm": 0.1},
+        LARGEST | {"lr": 2e-2, "seed": 9, "optim__warmup": 0.5, "optim__b2": 0.9, "method__scaling": "rslora"},
     ]
-    step, lengths = packed_step(pack_of(base, [configure(**WIDE)]).program), set()
+    step, lengths = packed_step(pack_of(base, [configure(**LARGEST)]).program), set()
     for runs in (first, second):
         pack = pack_of(base, [configure(**settings) for settings in runs], buckets=(8, 12))
         for i in range(12):
@@ -170,37 +170,41 @@ def test_the_step_compiles_once_per_length_whatever_the_runs(base, pack_of, conf
 
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
-def test_a_run_that_diverges_stops_and_leaves_its_neighbours_to_the_bit(base, pack_of, configure, lr):
+def test_a_run_that_diverges_stops_and_does_not_change_the_others(base, pack_of, configure, lr):
     def pack_with(middle):
-        runs = [WIDE, WIDE | {"seed": 1, "optim__warmup": 0.0} | middle, WIDE | {"rank": 4, "targets": "qv", "seed": 2}]
+        runs = [
+            LARGEST,
+            LARGEST | {"seed": 1, "optim__warmup": 0.0} | middle,
+            LARGEST | {"rank": 4, "targets": "qv", "seed": 2},
+        ]
         return pack_of(base, [configure(**settings) for settings in runs])
 
-    healthy, sick = pack_with({}), pack_with({"lr": lr})
+    healthy, diverging = pack_with({}), pack_with({"lr": lr})
     states = []
     for _ in range(8):
         healthy.train(base, 1, step_of(healthy.program))
-        sick.train(base, 1, step_of(sick.program))
-        states.append(run(sick.state, 1))
+        diverging.train(base, 1, step_of(diverging.program))
+        states.append(run(diverging.state, 1))
     for i in (0, 2):
-        assert_bits(run(sick.state, i), run(healthy.state, i))
-        for name, values in sick.metrics._asdict().items():
+        assert_bits(run(diverging.state, i), run(healthy.state, i))
+        for name, values in diverging.metrics._asdict().items():
             np.testing.assert_array_equal(values[:, i], getattr(healthy.metrics, name)[:, i], err_msg=name)
-    np.testing.assert_array_equal(sick.state.live, [True, False, True])
+    np.testing.assert_array_equal(diverging.state.live, [True, False, True])
 
-    alive = sick.metrics.live[:, 1]
-    done = int(alive.sum())  # updates that were sound, after which nothing moves
-    assert 1 <= done < 8 and not alive[done:].any()
+    live = diverging.metrics.live[:, 1]
+    done = int(live.sum())  # updates before divergence
+    assert 1 <= done < 8 and not live[done:].any()
     assert states[-1].step == done
-    assert not sick.metrics.loss[done, 1] <= 10 * sick.metrics.loss[0, 1]  # or it is nan
+    assert not diverging.metrics.loss[done, 1] <= 10 * diverging.metrics.loss[0, 1]  # true for nan too
     for state in states[done:]:
         assert_bits(state._replace(live=None), states[done - 1]._replace(live=None))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].params))
 
 
-def test_a_run_whose_loss_is_nan_from_the_start_never_moves(base, pack_of, configure):
-    pack = pack_of(base, [configure(**WIDE | {"seed": seed}) for seed in (0, 1, 2)])
+def test_a_run_whose_first_loss_is_nan_does_not_change(base, pack_of, configure):
+    pack = pack_of(base, [configure(**LARGEST | {"seed": seed}) for seed in (0, 1, 2)])
     params = dict(pack.state.params)
-    params["head/bias"] = params["head/bias"].at[1].set(jnp.nan)
+    params["head/bias"] = Replacement(params["head/bias"].value.at[1].set(jnp.nan))
     pack.state = pack.state._replace(params=params)
     before = run(pack.state, 1)
     pack.train(base, 3, step_of(pack.program))
@@ -209,9 +213,9 @@ def test_a_run_whose_loss_is_nan_from_the_start_never_moves(base, pack_of, confi
     assert_bits(run(pack.state, 1)._replace(live=None), before._replace(live=None))
 
 
-def test_runs_of_a_pack_may_be_of_different_length(base, pack_of, configure):
-    short = configure(**WIDE | {"steps": 5, "seed": 3})
-    pack = pack_of(base, [configure(**WIDE), short, configure(**WIDE | {"steps": 10, "seed": 4})])
+def test_runs_of_a_pack_may_have_different_lengths(base, pack_of, configure):
+    short = configure(**LARGEST | {"steps": 5, "seed": 3})
+    pack = pack_of(base, [configure(**LARGEST), short, configure(**LARGEST | {"steps": 10, "seed": 4})])
     alone = pack_of(base, [short])
     alone.train(base, 5, quick_step(alone, base))
     pack.train(base, 5, step_of(pack.program))

@@ -1,4 +1,4 @@
-"""lora_jax.weights.adapters: finished adapters on disk."""
+"""lora_jax.weights.adapters: saving and loading adapters."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from lora_jax.methods.lora import Lora
 from lora_jax.weights.adapters import load_adapter, save_adapter
 
 
-def an_adapter(seed=0):
+def make_adapter(seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -37,8 +37,8 @@ BASE = {"base_source": "pypi://tiny-model==1.0", "base_fingerprint": "ab" * 32}
 SETTINGS = {"method": "lora", "rank": 4, "alpha": 16.0, "targets": ["q", "up"], "labels": ["yes", "no"]}
 
 
-def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
-    params, constants = an_adapter()
+def test_save_and_load_return_the_same_adapter(tmp_path):
+    params, constants = make_adapter()
     folder = tmp_path / "run" / "adapter"
     size = save_adapter(folder, params, constants, config=SETTINGS, **BASE)
     assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "delta.safetensors"]
@@ -51,16 +51,16 @@ def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
     adapter = load_adapter(folder, base_fingerprint=BASE["base_fingerprint"])
     assert adapter.config == SETTINGS
     assert (adapter.base_source, adapter.base_fingerprint) == (BASE["base_source"], BASE["base_fingerprint"])
-    for got, expected in ((adapter.params, params), (adapter.constants, constants)):
-        assert jax.tree.structure(got) == jax.tree.structure(expected)
-        for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    for loaded, expected in ((adapter.params, params), (adapter.constants, constants)):
+        assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+        for left, right in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
             assert left.dtype == right.dtype
             np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
     assert load_adapter(folder, base_fingerprint=None).config == SETTINGS
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):
-    save_adapter(tmp_path / "adapter", *an_adapter(), config=SETTINGS, **BASE)
+    save_adapter(tmp_path / "adapter", *make_adapter(), config=SETTINGS, **BASE)
     with pytest.raises(
         UserError, match=r"on pypi://tiny-model==1\.0 \(abababababab\), not on hf://x/y \(cdcdcdcdcdcd\)"
     ):
@@ -69,7 +69,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
 
 def test_a_corrupt_adapter_is_refused(tmp_path):
     folder = tmp_path / "adapter"
-    save_adapter(folder, *an_adapter(), config=SETTINGS, **BASE)
+    save_adapter(folder, *make_adapter(), config=SETTINGS, **BASE)
     file, description = folder / "delta.safetensors", folder / "adapter.json"
     tensors, text = file.read_bytes(), description.read_text()
 
@@ -89,11 +89,11 @@ def test_a_corrupt_adapter_is_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             load_adapter(folder, base_fingerprint=None)
     description.unlink()
-    with pytest.raises(UserError, match=r"holds no adapter: adapter\.json is not there"):
+    with pytest.raises(UserError, match=r"has no adapter: adapter\.json is missing"):
         load_adapter(folder, base_fingerprint=None)
 
 
-def test_a_killed_save_leaves_a_whole_adapter_or_none(tmp_path):
+def test_a_killed_save_leaves_a_complete_adapter_or_none(tmp_path):
     folder = tmp_path / "adapter"
     code = (
         "import sys, numpy as np\n"
@@ -115,23 +115,23 @@ def test_a_killed_save_leaves_a_whole_adapter_or_none(tmp_path):
 
 def test_an_adapter_replaces_an_adapter_and_nothing_else(tmp_path):
     folder = tmp_path / "adapter"
-    save_adapter(folder, *an_adapter(0), config={"seed": 0}, **BASE)
+    save_adapter(folder, *make_adapter(0), config={"seed": 0}, **BASE)
     with pytest.raises(TypeError):  # not JSON: fails before anything is written
-        save_adapter(folder, *an_adapter(1), config={"seed": object()}, **BASE)
+        save_adapter(folder, *make_adapter(1), config={"seed": object()}, **BASE)
     assert load_adapter(folder, base_fingerprint=None).config == {"seed": 0}
-    save_adapter(folder, *an_adapter(1), config={"seed": 1}, **BASE)
+    save_adapter(folder, *make_adapter(1), config={"seed": 1}, **BASE)
     assert load_adapter(folder, base_fingerprint=None).config == {"seed": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(UserError, match="is not an adapter's folder"):
-        save_adapter(tmp_path / "thesis", *an_adapter(), config={}, **BASE)
+        save_adapter(tmp_path / "thesis", *make_adapter(), config={}, **BASE)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
-def test_format_1_is_still_read(tmp_path):
-    """As lora_jax wrote it until November 2026: plain arrays, pairs under /lora, scales in adapter.json."""
+def test_format_1_is_read(tmp_path):
+    """Lora_jax wrote format 1 until November 2026: plain arrays, pairs under /lora, scales in adapter.json."""
     pair = {"a": np.ones((3, 8, 2), np.float32), "b": np.full((3, 2, 8), 2, np.float32)}
     kernel, path = np.ones((8, 4), np.float32), "backbone/layers/attn/q/lora"
     tensors = save({f"{path}/a": pair["a"], f"{path}/b": pair["b"], "head/kernel": kernel})

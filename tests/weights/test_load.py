@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lora_jax.adapters import Replacement
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import bert
@@ -34,11 +35,11 @@ def abstract():
 
 
 def tensors_of(module, prefix="") -> dict[str, np.ndarray]:
-    """`module` as a checkpoint of Hugging Face's has it."""
-    held = parameters(module)
+    """Returns the tensors of a Hugging Face checkpoint of `module`."""
+    named_parameters = parameters(module)
     tensors = {}
     for name, path in bert.NAMES.items():
-        array = np.asarray(held[path])
+        array = np.asarray(named_parameters[path])
         for layer in range(CONFIG.num_hidden_layers) if "{}" in name else [...]:
             value = array[layer].T if path.endswith("/kernel") else array[layer]
             tensors[prefix + name.replace("{}", str(layer))] = np.array(value, order="C")
@@ -46,7 +47,7 @@ def tensors_of(module, prefix="") -> dict[str, np.ndarray]:
 
 
 def write(folder: Path, tensors=None, **config) -> Path:
-    """A model's folder: config.json, tokenizer.json and model.safetensors."""
+    """Writes a model's folder: config.json, tokenizer.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **dataclasses.asdict(CONFIG), **config}))
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "one": 1, "two": 2}, unk_token="[UNK]"))
@@ -58,15 +59,15 @@ def write(folder: Path, tensors=None, **config) -> Path:
     return folder
 
 
-def assert_same(got, expected):
-    got, expected = parameters(got), parameters(expected)
-    assert got.keys() == expected.keys()
+def assert_same(module, expected):
+    loaded, expected = parameters(module), parameters(expected)
+    assert loaded.keys() == expected.keys()
     for path in expected:
-        np.testing.assert_array_equal(np.asarray(got[path]), np.asarray(expected[path]), err_msg=path)
+        np.testing.assert_array_equal(np.asarray(loaded[path]), np.asarray(expected[path]), err_msg=path)
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
-def test_fill_gives_back_every_parameter(tmp_path, prefix):
+def test_fill_restores_every_parameter(tmp_path, prefix):
     model = load.random(abstract(), 3)
     tensors = tensors_of(model, prefix)
     extra = {"bert.embeddings.position_ids": np.arange(6), "cls.predictions.bias": np.zeros(11, np.float32)}
@@ -85,9 +86,9 @@ def test_fill_reads_shards_old_names_and_bfloat16(tmp_path):
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
     shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for shard, held in shards.items():
-        save_file({name: tensors[name] for name in held}, folder / shard)
-    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    for shard, shard_names in shards.items():
+        save_file({name: tensors[name] for name in shard_names}, folder / shard)
+    index = {"weight_map": {name: shard for shard, shard_names in shards.items() for name in shard_names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
     assert_same(load.fill(abstract(), folder, bert.NAMES, dtype=jnp.bfloat16, renamed=bert.RENAMED), model)
@@ -96,11 +97,11 @@ def test_fill_reads_shards_old_names_and_bfloat16(tmp_path):
     assert_same(base.model.backbone, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model))
 
     (folder / "b.safetensors").unlink()
-    with pytest.raises(UserError, match=r"shards that are not there: b\.safetensors"):
+    with pytest.raises(UserError, match=r"lists missing shards: b\.safetensors"):
         load.load_base(str(folder), "bert", labels=4)
 
 
-def test_fill_lists_all_that_does_not_fit(tmp_path):
+def test_fill_lists_all_misfits(tmp_path):
     tensors = tensors_of(load.random(abstract(), 0))
     del tensors["encoder.layer.1.attention.self.query.bias"]
     tensors["pooler.dense.bias"] = np.zeros(9, np.float32)
@@ -125,14 +126,14 @@ def test_fill_lists_all_that_does_not_fit(tmp_path):
         ({"pooler.dense.bias": np.zeros(3)}, "wrong shape:\n  pooler.dense.bias"),
     ],
 )
-def test_fill_refuses_each_misfit_alone(tmp_path, change, message):
+def test_fill_refuses_each_misfit(tmp_path, change, message):
     tensors = tensors_of(load.random(abstract(), 0)) | change
     folder = write(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     with pytest.raises(UserError, match=re.escape(message)):
         load.fill(abstract(), folder, bert.NAMES, ignore=bert.IGNORED)
 
 
-def test_a_kernel_that_lies_the_wrong_way_is_refused(tmp_path):
+def test_a_transposed_kernel_is_refused(tmp_path):
     tensors = tensors_of(load.random(abstract(), 0))
     name = "encoder.layer.2.output.dense.weight"
     tensors[name] = np.array(tensors[name].T, order="C")
@@ -147,14 +148,14 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
         load.load_base(str(tmp_path), "bert", labels=2)
 
 
-def test_a_table_that_differs_from_the_module_is_a_bug_that_is_named():
+def test_a_table_that_differs_from_the_module_is_an_error():
     names = dict(bert.NAMES)
     del names["pooler.dense.bias"]
     with pytest.raises(ValueError, match="pooler/bias"):
         load.fill(abstract(), Path("nowhere"), names)
 
 
-def test_load_base(tmp_path):
+def test_load_base_returns_a_model_with_a_zero_head(tmp_path):
     base = load.load_base(str(write(tmp_path)), "bert", labels=4, pool="first", dtype=jnp.bfloat16)
     assert isinstance(base.model, Classifier) and base.model.pool == "first"
     head = parameters(base.model)["head/kernel"]
@@ -174,12 +175,12 @@ def test_load_base(tmp_path):
         ({"vocab_size": 2}, r"expected \[2, 8\], got \[11, 8\]"),
     ],
 )
-def test_load_base_refuses_what_the_family_does_not_compute(tmp_path, config, message):
+def test_load_base_refuses_unsupported_configs(tmp_path, config, message):
     with pytest.raises(UserError, match=message):
         load.load_base(str(write(tmp_path, **config)), "bert", labels=2)
 
 
-def test_load_base_refuses_arguments_and_files_by_name(tmp_path):
+def test_load_base_names_the_bad_argument_or_file(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match=r"model\.family='gpt9': must be one of bert"):
         load.load_base(str(tmp_path), "gpt9", labels=2)
@@ -197,27 +198,27 @@ def test_load_base_refuses_arguments_and_files_by_name(tmp_path):
 
 
 def test_random_draws_kernels_and_embeddings_only():
-    wide = jax.eval_shape(lambda: bert.Bert(dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=256)))
-    held = parameters(load.random(wide, 1, std=0.5))
-    for path, array in held.items():
+    larger = jax.eval_shape(lambda: bert.Bert(dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=256)))
+    named_parameters = parameters(load.random(larger, 1, std=0.5))
+    for path, array in named_parameters.items():
         kind = path.rsplit("/", 1)[-1]
         if kind in ("kernel", "embedding"):
             assert abs(float(array.mean())) < 6 * 0.5 / array.size**0.5, path
             assert abs(float(array.std()) - 0.5) < 6 * 0.5 / (2 * array.size) ** 0.5, path
         else:
             assert (array == (kind == "scale")).all(), path
-    assert not np.array_equal(held["layers/attn/q/kernel"], held["layers/attn/k/kernel"])
-    assert_same(load.random(wide, 1), load.random(wide, 1))
-    assert load.fingerprint(load.random(wide, 1)) != load.fingerprint(load.random(wide, 2))
+    assert not np.array_equal(named_parameters["layers/attn/q/kernel"], named_parameters["layers/attn/k/kernel"])
+    assert_same(load.random(larger, 1), load.random(larger, 1))
+    assert load.fingerprint(load.random(larger, 1)) != load.fingerprint(load.random(larger, 2))
 
 
-def test_fingerprint_changes_with_any_bit_and_any_dtype():
+def test_fingerprint_changes_with_any_value_and_dtype():
     model = load.random(abstract(), 0)
     first = load.fingerprint(model)
     assert first == load.fingerprint(jax.tree.map(np.asarray, model))
     for path, array in parameters(model).items():
         bumped = np.array(array)
         bumped.flat[-1] = np.nextafter(bumped.flat[-1], np.float32(9))
-        assert load.fingerprint(graft(model, {path: jnp.asarray(bumped)})) != first, path
+        assert load.fingerprint(graft(model, {path: Replacement(jnp.asarray(bumped))})) != first, path
     zeros = load.random(abstract(), 0, std=0.0)
     assert load.fingerprint(zeros) != load.fingerprint(load.random(abstract(), 0, std=0.0, dtype=jnp.bfloat16))

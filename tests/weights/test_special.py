@@ -1,4 +1,4 @@
-"""lora_jax.weights.special: what begins and ends a text, and chats as texts."""
+"""lora_jax.weights.special: special tokens and chat templates."""
 
 import json
 
@@ -26,7 +26,7 @@ CHAT = [{"role": "user", "content": "Hi"}]
         ({"config": {"eos_token_id": 2}, "tokenizer_config": {"eos_token": "</s>"}}, (None, (2,))),
     ],
 )
-def test_where_a_folder_names_its_tokens(files, expected, tmp_path):
+def test_special_tokens_of_a_folder(files, expected, tmp_path):
     for name, values in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     special = read_special(tmp_path, TOKENIZER)
@@ -36,19 +36,19 @@ def test_where_a_folder_names_its_tokens(files, expected, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["plain", "named", "file"])
-def test_where_a_folder_keeps_its_template(form, tmp_path):
-    about = {"bos_token": "<s>"}
+def test_the_chat_template_of_a_folder(form, tmp_path):
+    tokenizer_config = {"bos_token": "<s>"}
     if form == "file":
         (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     else:
         several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
-        about |= {"chat_template": several if form == "named" else TEMPLATE}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1}))  # whose text the tokenizer knows
+        tokenizer_config |= {"chat_template": several if form == "named" else TEMPLATE}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1}))  # its text comes from the tokenizer
     assert read_special(tmp_path, TOKENIZER).chat(CHAT) == "<s>user: Hi</s>"
 
 
-def test_a_gguf_names_its_tokens_and_its_template(tmp_path):
+def test_special_tokens_and_chat_template_of_a_gguf(tmp_path):
     def tokenizer(writer):
         byte_level(writer)
         writer.add_eos_token_id(0)
@@ -61,7 +61,7 @@ def test_a_gguf_names_its_tokens_and_its_template(tmp_path):
     assert special.chat(CHAT) == "<|end|>user: Hi<|end|>"
 
 
-def test_what_templates_count_on():
+def test_templates_have_the_functions_of_transformers():
     template = (
         "{%- if tools is none and documents is none %}\n"
         "    {%- for m in messages %}\n"
@@ -88,7 +88,7 @@ def test_what_templates_count_on():
         ("{% for m in messages %}", "TemplateSyntaxError"),
     ],
 )
-def test_a_template_that_fails_or_reaches_out_is_refused(template, message, tmp_path, monkeypatch):
+def test_a_template_that_fails_or_leaves_the_sandbox_is_refused(template, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"chat template failed.*{message}"):
         Special(chat_template=template).chat(CHAT)
