@@ -23,6 +23,7 @@ from lora_jax.evaluation.scores import ScoresEvaluator
 from lora_jax.metrics import METRICS, score
 from lora_jax.models import bert
 from lora_jax.models.heads import Classifier
+from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.step import outputs_of
 from lora_jax.weights.load import load_base
@@ -90,12 +91,16 @@ def test_regression_learns_numbers_of_pairs_by_their_types():
     batch = encoded.padded(np.arange(2), 4, 0)
     assert batch.types.tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]] and batch.labels.dtype == np.float32
     objective = OBJECTIVES["regression"]
-    values = np.asarray(objective.outputs(model, batch))
+    values = np.asarray(objective.outputs(model, batch, options=ComputeOptions()))
     expected = model(batch.tokens, batch.mask, types=batch.types)[:, 0]
     np.testing.assert_array_equal(values, expected)
-    assert not np.allclose(values, objective.outputs(model, batch._replace(types=None)), atol=1e-5)
+    assert not np.allclose(
+        values, objective.outputs(model, batch._replace(types=None), options=ComputeOptions()), atol=1e-5
+    )
     found = objective.predictions(values, labels)
-    assert score(found, METRICS) == {"mean_squared_error": pytest.approx(float(objective.loss(model, batch)), rel=1e-6)}
+    assert score(found, METRICS) == {
+        "mean_squared_error": pytest.approx(float(objective.loss(model, batch, options=ComputeOptions())), rel=1e-6)
+    }
 
 
 # ---- generation

@@ -12,7 +12,7 @@ from helpers.command_line import CommandLine, read, runs
 from scipy.stats import norm
 from train.test_pack import QUICK, RUNS, compare
 
-from lora_jax.adapters import LowRank
+from lora_jax.adapters import LowRank, Replacement
 from lora_jax.delta import count, graft, merge, parameters
 from lora_jax.errors import UserError
 from lora_jax.generate import Decoding, generate, left_pad
@@ -40,13 +40,14 @@ def kernel_of(shape, seed=0):
 
 def quantised(base, kind):
     """Returns `base` as load_base would store it."""
-    held = parameters(base).items()
-    return graft(base, {path: quantise(leaf, kind) for path, leaf in held if quantisable(path)})
+    kernels = {path: leaf for path, leaf in parameters(base).items() if quantisable(path)}
+    return graft(base, {path: Replacement(quantise(leaf, kind)) for path, leaf in kernels.items()})
 
 
 def dense(base):
     """Returns the dequantised base."""
-    return graft(base, {path: leaf.astype(leaf.dtype) for path, leaf in parameters(base).items() if is_quantised(leaf)})
+    kernels = {path: leaf for path, leaf in parameters(base).items() if is_quantised(leaf)}
+    return graft(base, {path: Replacement(leaf.astype(leaf.dtype)) for path, leaf in kernels.items()})
 
 
 # ---- the formats
@@ -184,7 +185,8 @@ def test_gradients_equal_those_of_the_dequantised_base(base, kind, merging, conf
     kernels = {path: leaf for path, leaf in parameters(base).items() if quantisable(path)}
     store = {"bf16": lambda kernel: kernel.astype(jnp.bfloat16)}.get(kind, lambda kernel: quantise(kernel, kind))
     stored = {path: store(leaf) for path, leaf in kernels.items()}
-    narrow, wide = graft(base, stored), graft(base, {path: leaf.astype(jnp.float32) for path, leaf in stored.items()})
+    narrow = graft(base, {path: Replacement(leaf) for path, leaf in stored.items()})
+    wide = graft(base, {path: Replacement(leaf.astype(jnp.float32)) for path, leaf in stored.items()})
     pack = pack_of(base, [configure(rank=4, targets="q+mlp", seed=seed, batch=5) for seed in (0, 1)])
     # B starts at zero, where A has no gradient.
     params = jax.tree.map(lambda leaf: leaf + 0.01, pack.state.params)
@@ -278,7 +280,7 @@ def test_loading_quantises_a_layer_at_a_time(tiny_model, kind, monkeypatch):
 
 @pytest.mark.parametrize(("base", "stored"), [("auto", "float16"), ("f32", "float32"), ("bf16", "bfloat16")])
 def test_the_stored_dtype_is_not_the_computed_one(tiny_model, base, stored):
-    loaded = load.load_base(str(tiny_model), "bert", labels=3, dtype=jnp.float16, base=base)
+    loaded = load.load_base(str(tiny_model), "bert", labels=3, dtype=jnp.float16, base_storage=base)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.model)} == {stored}
     tokens = jnp.arange(1, 9)[None]
     assert loaded.model(tokens, tokens > 0, options=ComputeOptions(jnp.float32)).dtype == jnp.float32
@@ -286,9 +288,9 @@ def test_the_stored_dtype_is_not_the_computed_one(tiny_model, base, stored):
 
 @pytest.mark.parametrize("base", KINDS)
 def test_full_fine_tuning_of_a_quantised_base_is_an_error(configure, base):
-    with pytest.raises(UserError, match=f"base='{base}': must be auto, f32 or bf16 with method=full"):
-        configure("full", base=base)
-    assert configure("full", base_storage="bf16").base == "bf16"
+    with pytest.raises(UserError, match=f"base_storage='{base}': must be auto, f32 or bf16 with method=full"):
+        configure("full", base_storage=base)
+    assert configure("full", base_storage="bf16").base_storage == "bf16"
 
 
 def test_a_sweep_on_an_nf4_base(command: CommandLine, tmp_path):
@@ -299,9 +301,9 @@ def test_a_sweep_on_an_nf4_base(command: CommandLine, tmp_path):
     assert "2 x lora on the nf4 base" in done.stdout and "1 x full, " in done.stdout
     assert runs(sweep) == ["method=full", "rank=2", "rank=4"]
     run, full = (read(sweep / name / "run.json") for name in ("rank=4", "method=full"))
-    assert (run["config"]["base_storage"], full["config"]["base"]) == ("nf4", "auto")
-    assert run["base_storage"]["parameters"] == full["base"]["parameters"]
-    adapter = load_adapter(sweep / "rank=4/adapter", base_fingerprint=run["base_storage"]["fingerprint"])
+    assert (run["config"]["base_storage"], full["config"]["base_storage"]) == ("nf4", "auto")
+    assert run["base"]["parameters"] == full["base"]["parameters"]
+    adapter = load_adapter(sweep / "rank=4/adapter", base_fingerprint=run["base"]["fingerprint"])
     assert adapter.config["base_storage"] == "nf4"
     with pytest.raises(UserError, match=r"stored as nf4.*, not on the base given"):
-        load_adapter(sweep / "rank=4/adapter", base_fingerprint=full["base_storage"]["fingerprint"])
+        load_adapter(sweep / "rank=4/adapter", base_fingerprint=full["base"]["fingerprint"])
