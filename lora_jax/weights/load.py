@@ -38,8 +38,11 @@ Put = Callable[[str, np.ndarray], jax.Array]
 
 
 def put_on_default_device(path: str, array: np.ndarray) -> jax.Array:
-    """Puts a parameter on JAX's default device."""
-    return jnp.asarray(array)
+    """Puts a parameter where JAX puts arrays by default, as a base that is loaded by itself wants it.
+
+    A sweep passes ``train.sharding.put_parameter`` instead.
+    """
+    return jax.device_put(array)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,12 @@ from helpers.command_line import CommandLine, read, runs
 from scipy.stats import norm
 from train.test_pack import QUICK, RUNS, compare
 
-from lora_jax.adapters import LowRank, Replacement
+from lora_jax.adapters import LowRank, Replacement, low_rank
 from lora_jax.delta import count, graft, merge, parameters
 from lora_jax.errors import UserError
 from lora_jax.generate import Decoding, generate, left_pad
 from lora_jax.methods.lora import Lora
-from lora_jax.models import layers, llama
+from lora_jax.models import llama
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.options import ComputeOptions
 from lora_jax.models.quantised import KINDS, NF4, is_quantised, quantisable, quantise
@@ -181,7 +181,7 @@ def test_gradients_equal_those_of_the_dequantised_base(base, kind, merging, conf
 
     W and A·B are merged on a CPU alone.
     """
-    monkeypatch.setattr(layers, "_merges", lambda x: merging)
+    monkeypatch.setattr(low_rank, "_forms_product", lambda x: merging)
     kernels = {path: leaf for path, leaf in parameters(base).items() if quantisable(path)}
     store = {"bf16": lambda kernel: kernel.astype(jnp.bfloat16)}.get(kind, lambda kernel: quantise(kernel, kind))
     stored = {path: store(leaf) for path, leaf in kernels.items()}

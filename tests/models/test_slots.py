@@ -13,6 +13,7 @@ from flax import nnx
 from helpers.families import CONFIGS, inputs_of, meaningful, model_of
 from jaxtyping import Array
 
+from lora_jax.adapters import Replacement
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES
@@ -120,7 +121,7 @@ def scaled_parameters(model, suffixes: tuple[str, ...], factors):
     return graft(
         model,
         {
-            path: value * factors.reshape(-1, *[1] * (value.ndim - 1))
+            path: Replacement(value * factors.reshape(-1, *[1] * (value.ndim - 1)))
             for path, value in parameters(model).items()
             if path.startswith("backbone/layers/") and path.endswith(suffixes)
         },
@@ -161,7 +162,7 @@ def test_scaling_after_the_block_scales_its_result(name):
     else:
         norm = model_of(name).backbone.norm
         negated = -norm.scale[...] - 2 * getattr(norm, "offset", 0.0)  # of offset + scale
-        expected = graft(model_of(name), {"backbone/norm/scale": negated})
+        expected = graft(model_of(name), {"backbone/norm/scale": Replacement(negated)})
     np.testing.assert_allclose(adapted, outputs(name, expected), rtol=1e-5, atol=1e-5)
     assert_differ(adapted, base_outputs(name))
 

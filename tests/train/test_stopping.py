@@ -86,7 +86,7 @@ def test_a_run_that_falls_below_the_median_is_ended(command: CommandLine, sweep_
         end = expected.ended.get(name, 12)
         assert (summary["status"], summary["steps"]) == ("stopped" if name in expected.ended else "finished", end)
         assert summary["error"] is None and summary["adapter_bytes"] > 0 and 0 <= summary["test"]["accuracy"] <= 1
-        assert f"pack 0: {name} is behind the median, ended at step {end}" in done.stdout or end == 12
+        assert f"pack 0: {name} is below the median, ended at step {end}" in done.stdout or end == 12
         # A run equals the run without the rule until it ends. The other runs are equal throughout.
         scored = [{r["step"]: r["valid/loss"] for r in lines if "valid/loss" in r} for lines in (complete, stopped)]
         assert scored[1] == pytest.approx({step: loss for step, loss in scored[0].items() if step <= end}, abs=1e-4)
