@@ -161,6 +161,7 @@ def test_hydras_launcher_gives_the_same_results(command: CommandLine, swept, tmp
     assert [row["name"] for row in rows[0]] == [row["name"] for row in rows[1]]
 
 
+@pytest.mark.slow
 def test_a_sweeper_may_launch_in_batches(command: CommandLine, swept, tmp_path):
     done = command.sweep(tmp_path / "sweep", *SWEPT, "hydra.sweeper.max_batch_size=1")
     assert done.returncode == 0, done.stderr
@@ -170,6 +171,7 @@ def test_a_sweeper_may_launch_in_batches(command: CommandLine, swept, tmp_path):
     assert len({pack["index"] for pack in packs}) == 3
 
 
+@pytest.mark.slow
 def test_swept_settings_may_be_in_a_file(command: CommandLine, tmp_path):
     (tmp_path / "conf/experiment").mkdir(parents=True)
     content = "# @package _global_\nseed: 1\nhydra: {sweeper: {params: {rank: '2,4', method: 'lora,full'}}}\n"

@@ -204,6 +204,7 @@ def test_gradients_equal_those_of_the_dequantised_base(base, kind, merging, conf
     assert not [leaf for leaf in jax.tree.leaves(kept) if leaf.dtype == jnp.float32 and leaf.shape[-2:] in widths]
 
 
+@pytest.mark.slow
 def test_a_compiled_step_dequantises_few_kernels_at_a_time():
     """XLA's temporaries are a fraction of the dequantised kernels, for 16 blocks of 12 x 128 x 128 weights."""
     config = llama.LlamaConfig(50, 128, 256, 16, 4)

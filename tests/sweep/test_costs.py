@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.slow import sometimes
 
 from lora_jax.config.point import Point
 from lora_jax.data.batches import Batch, TrainBatches
@@ -68,7 +69,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sometimes(CASES, "lora, narrower than what was measured", "full"))
 def test_predictions_are_within_15_percent_of_xlas_plans(case, models, setups, configure, pack_of):
     settings, ranks = CASES[case]
     runs = [configure(batch=8, steps=5, rank=rank, **settings) for rank in ranks]

@@ -79,6 +79,7 @@ def test_a_run_in_a_pack_equals_the_run_alone_in_float64_with_dropout(base, pack
     assert max(value for run in results for value in run.values()) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_equals_the_run_alone_in_float32_up_to_rounding(base, pack_of, configure):
     results = compare(base, pack_of, [configure(**run, steps=STEPS, batch=8) for run in RUNS])
     print("\nfloat32:", *results, sep="\n")
