@@ -18,7 +18,7 @@ from lora_jax.config.point import Point
 from lora_jax.errors import UserError
 from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
-from lora_jax.records import RUN_FILE, Summary, write_run, write_summary
+from lora_jax.records import RECORD_VERSION, RUN_FILE, Summary, read_json, write_run, write_summary
 from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
 from lora_jax.sweep.plan import PackPlan
 from lora_jax.sweep.plan_file import next_index, plan_points, replace_pack
@@ -57,6 +57,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summa
     for name in ("absl", "jax._src.xla_bridge"):  # orbax logs every step, and JAX logs that there is no TPU
         logging.getLogger(name).setLevel(logging.WARNING)
     _refuse_existing_runs(points)
+    _refuse_old_checkpoints(points)
     for point in points:
         check_metrics(point.config)
     with ProgressDisplay() as display:
@@ -195,6 +196,19 @@ def _refuse_existing_runs(points: Sequence[Point]) -> None:
             raise UserError(
                 f"{point.folder} already has a run; continue it with resume=<its sweep's folder>, or choose another "
                 f"folder with hydra.sweep.dir=<new folder>"
+            )
+
+
+def _refuse_old_checkpoints(points: Sequence[Point]) -> None:
+    """Refuses to resume runs of which only an earlier version can read the checkpoints."""
+    for point in points:
+        if not (point.folder / RUN_FILE).exists() or record.is_done(point.folder):
+            continue
+        if (version := read_json(point.folder / RUN_FILE).get("version", 1)) != RECORD_VERSION:
+            raise UserError(
+                f"{point.folder} is not finished, and an earlier version of lora_jax wrote it (records of version "
+                f"{version}, this is {RECORD_VERSION}), whose checkpoints this one cannot read; finish it with that "
+                f"version (commit 0140d3d), or start anew with hydra.sweep.dir=<new folder>"
             )
 
 
