@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from lora_jax.adapters import Replacement
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES
@@ -254,7 +255,7 @@ def test_a_decoder_classifies_by_its_last_token(tmp_path):
     make = transformers.AutoModelForSequenceClassification.from_config
     theirs = save(tmp_path, kind, values | {"num_labels": 5, "pad_token_id": 0}, make=make)
     model = load.load_base(str(tmp_path), kind, labels=5, pool="last").model
-    model = graft(model, {"head/kernel": jnp.asarray(theirs.score.weight.detach().numpy().T)})
+    model = graft(model, {"head/kernel": Replacement(jnp.asarray(theirs.score.weight.detach().numpy().T))})
     tokens, mask = batch(61)
     tokens = np.where(mask, np.maximum(tokens, 1), 0)  # transformers finds the last token by its id
     with torch.no_grad():

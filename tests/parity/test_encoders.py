@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lora_jax.methods.start import head
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from lora_jax.adapters import LowRank
+from lora_jax.adapters import LowRank, Replacement
 from lora_jax.delta import graft, merge, parameters
 from lora_jax.errors import UserError
+from lora_jax.methods.method import init_head
 from lora_jax.models import deberta, roberta
 from lora_jax.models.options import ComputeOptions
 from lora_jax.targets import sites
@@ -89,6 +89,11 @@ def head_of(model, part=lambda parameter: parameter) -> dict[str, jax.Array]:
     return found
 
 
+def replaced(values) -> dict[str, Replacement]:
+    """The delta that puts these values in place of parameters."""
+    return {path: Replacement(value) for path, value in values.items()}
+
+
 def assert_close(ours, theirs, *, within: float, what: str) -> None:
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
@@ -123,7 +128,7 @@ def text(request, tmp_path_factory):
     Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
     base = load_base(str(folder), family, labels=LABELS, pool="first").model
     assert set(head_of(reference)) == {path for path in parameters(base) if path.startswith("head/")}
-    return family, reference, graft(base, head_of(reference))
+    return family, reference, graft(base, replaced(head_of(reference)))
 
 
 def batch(side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -285,7 +290,9 @@ def test_deberta_refuses_what_it_does_not_compute(change, tmp_path):
 @pytest.mark.parametrize("text", ["roberta", "deberta v3"], indirect=True)
 def test_every_layer_of_a_head_starts_anew(text):
     _, _, model = text
-    fresh, same, other = (head(model, seed) for seed in (0, 0, 1))
+    fresh, same, other = (
+        {path: adapter.value for path, adapter in init_head(model, seed).items()} for seed in (0, 0, 1)
+    )
     assert set(fresh) == {"head/dense/kernel", "head/dense/bias", "head/kernel", "head/bias"}
     for path, value in fresh.items():
         np.testing.assert_array_equal(value, same[path])

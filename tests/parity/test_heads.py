@@ -52,7 +52,7 @@ def both(case: str, folder, make, **settings):
     base = load_base(str(folder), kind, labels=settings["num_labels"], pool=pool, head=head)
     base_model = reference.base_model
     assert base.parameters == sum(value.numel() for value in base_model.parameters())
-    return reference, graft(base.model, encoders.head_of(reference)), given, (tokens, mask)
+    return reference, graft(base.model, encoders.replaced(encoders.head_of(reference))), given, (tokens, mask)
 
 
 def assert_gradients(case: str, grads, reference, loss, folder) -> None:

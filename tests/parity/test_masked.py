@@ -5,12 +5,12 @@ import numpy as np
 import parity.test_decoders as decoders
 import parity.test_encoders as encoders
 import pytest
-from lora_jax.methods.start import head
 from parity.test_heads import batch
 from safetensors.numpy import load_file, save_file
 
 from lora_jax.delta import count, parameters
 from lora_jax.errors import UserError
+from lora_jax.methods.method import init_head
 from lora_jax.train.losses import IGNORED, token_cross_entropy
 from lora_jax.weights.load import load_base
 
@@ -112,5 +112,5 @@ def test_deltas_on_a_pretrained_head(tmp_path):
     """LoRA reaches the head's dense layer, and nothing of it starts anew."""
     _, base = both("roberta", tmp_path)
     tokens, mask = batch(encoders.WORDS)
-    assert head(base.model, 0) == {} and "lm_head/dense/adapter" in encoders.pairs(base.model, 0)
+    assert init_head(base.model, 0) == {} and "lm_head/dense/adapter" in encoders.pairs(base.model, 0)
     encoders.assert_adapts(base.model, tokens, mask)

@@ -90,7 +90,7 @@ def train_reference(model, run, batches):
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(run.optim.warmup * STEPS), STEPS)
     losses, norms, rates = [], [], []
     for step in range(STEPS):
-        tokens, mask, labels = (torch.tensor(np.asarray(array[0])).long() for array in batches[step])
+        tokens, mask, labels = (torch.tensor(np.asarray(array[0])).long() for array in batches[step][:3])
         loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()

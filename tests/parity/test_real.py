@@ -38,7 +38,7 @@ ODD = [
 
 def sentences() -> list[str]:
     """50: those above, and every 77th question of banking77's test set."""
-    with (ROOT / "lora_jax/data/banking77/test.csv").open(newline="") as file:
+    with (ROOT / "lora_jax/data/tasks/banking77/test.csv").open(newline="") as file:
         questions = [row["text"] for row in csv.DictReader(file)]
     return [*ODD, *questions[::77]][:50]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.tiny_models import TINY, WORDS, heads, tiny
+from helpers.tiny_models import TINY, VOCAB_SIZE, heads, tiny
 
 from lora_jax.adapters import LowRank
 from lora_jax.delta import graft, merge
@@ -43,7 +43,7 @@ def outputs(base, head: str, model, theirs):
         ours = jax.jit(lambda m: m(pixels))(model)
         with torch.no_grad():
             return np.asarray(ours), theirs(torch.tensor(pixels.transpose(0, 3, 1, 2))).logits.numpy()
-    tokens = rng.integers(2, WORDS, (2, 9)).astype(np.int32)
+    tokens = rng.integers(2, VOCAB_SIZE, (2, 9)).astype(np.int32)
     mask = np.ones((2, 9), bool)
     mask[1, 6:] = False
     tokens[~mask] = 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from parity.test_real import sentences
 
+from lora_jax.adapters import Replacement
 from lora_jax.delta import graft
 from lora_jax.weights.load import load_base
 from lora_jax.weights.sources import resolve
@@ -72,7 +73,7 @@ def test_logits(batch):
     kernel = rng.normal(size=(384, LABELS), scale=0.05).astype(np.float32)
     bias = rng.normal(size=LABELS).astype(np.float32)
     base = load_base(SOURCE, "bert", labels=LABELS, pool="first").model
-    model = graft(base, {"head/kernel": jnp.asarray(kernel), "head/bias": jnp.asarray(bias)})
+    model = graft(base, {"head/kernel": Replacement(jnp.asarray(kernel)), "head/bias": Replacement(jnp.asarray(bias))})
     ours = jax.jit(lambda m: m(tokens, mask))(model)
 
     reference = transformers.BertForSequenceClassification.from_pretrained(

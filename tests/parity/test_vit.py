@@ -18,6 +18,7 @@ from parity.test_encoders import (
     head_of,
     pairs,
     randomise,
+    replaced,
 )
 from PIL import Image
 
@@ -51,7 +52,7 @@ def image(request, tmp_path_factory):
     loaded = load_base(str(folder), "vit", labels=LABELS)
     assert isinstance(loaded.tokenizer, Preprocessing)
     assert loaded.parameters == sum(value.numel() for value in reference.vit.parameters())
-    return reference, graft(loaded.model, head_of(reference))
+    return reference, graft(loaded.model, replaced(head_of(reference)))
 
 
 def pictures(model) -> np.ndarray:
