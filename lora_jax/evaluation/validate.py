@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int
 from lora_jax.evaluation.scoring import score_runs
 from lora_jax.metrics import Scoring
 from lora_jax.train.evaluator import Evaluator
-from lora_jax.train.loop import Training, choose_runs
+from lora_jax.train.loop import Training
+from lora_jax.train.pack import choose_runs
 from lora_jax.train.progress import Progress
 from lora_jax.train.sharding import put_runs
 from lora_jax.train.step import StepMetrics

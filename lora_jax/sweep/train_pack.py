@@ -16,9 +16,9 @@ from lora_jax.train.callbacks import LogMetrics, SaveCheckpoints
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.compile import compile_pack
 from lora_jax.train.display import ProgressDisplay
-from lora_jax.train.loop import Training, copied, restore, train
+from lora_jax.train.loop import Training, restore, train
 from lora_jax.train.memory import is_out_of_memory
-from lora_jax.train.pack import make_pack
+from lora_jax.train.pack import copied, make_pack
 from lora_jax.train.progress import Progress
 from lora_jax.train.setup import Setup
 

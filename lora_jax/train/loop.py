@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from lora_jax.data.batches import Batch, prefetch
 from lora_jax.records import MetricsRecord
@@ -147,15 +146,3 @@ def train_steps(
             step = steps[batch.tokens.shape[-1]]
             pack.state, metrics = step(base, pack.state, pack.constants, pack.hyper, put_batch(batch))
         yield batch, metrics
-
-
-@jax.jit
-def copied(tree: Any) -> Any:
-    """Returns copies of arrays in new buffers, for arrays that must outlive the step, which donates its state."""
-    return jax.tree.map(jnp.copy, tree)
-
-
-@jax.jit
-def choose_runs(improved: Bool[Array, " runs"], new: Any, old: Any) -> Any:
-    """Returns the new parameters of each run that has improved, and the old ones of the others."""
-    return jax.tree.map(lambda new, old: jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Int
 
 from lora_jax.config.point import Point
 from lora_jax.data.batches import Batch, TrainBatches
@@ -143,3 +143,15 @@ def of_length(example: Batch, length: int, leading: int) -> Batch:
         return jax.ShapeDtypeStruct((*leaf.shape[:leading], *[length] * (leaf.ndim - leading)), leaf.dtype)
 
     return jax.tree.map(shape, example)
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """Returns copies of arrays in new buffers, for arrays that must outlive the step, which donates its state."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@jax.jit
+def choose_runs(improved: Bool[Array, " runs"], new: Any, old: Any) -> Any:
+    """Returns the new parameters of each run that has improved, and the old ones of the others."""
+    return jax.tree.map(lambda new, old: jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old)
