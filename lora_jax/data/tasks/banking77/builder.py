@@ -3,26 +3,20 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow_datasets as tfds
 
+from lora_jax.data.folder_builder import FolderBuilder
 from lora_jax.data.held_out import normalise, validation_texts
 from lora_jax.errors import UserError
 
 
-class Banking77(tfds.core.GeneratorBasedBuilder):
+class Banking77(FolderBuilder):
     """Reads train.csv, test.csv and categories.json in `folder`; the network is not used."""
 
     # Raise it whenever the same raw files give other examples or another validation split.
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. Without this, TFDS 4.9.10 imports a package that it does not depend on.
-    url_infos: ClassVar[dict] = {}
-
-    def __init__(self, *, folder: Path, data_dir: Path):
-        self.folder = folder
-        super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         path = self.folder / "categories.json"
@@ -50,9 +44,6 @@ class Banking77(tfds.core.GeneratorBasedBuilder):
             "validation": _examples(row for row in train if normalise(row[0]) in held_out),
             "test": _examples(self._rows("test.csv")),
         }
-
-    def _generate_examples(self):
-        raise NotImplementedError("_split_generators yields the examples itself")
 
     def _rows(self, name: str) -> list[tuple[str, str]]:
         """Returns (text, category) of every row of a CSV file; UserError at the first row that lacks one."""

@@ -1,27 +1,21 @@
 """The TFDS builder of CoLA. Its description is README.md, which TFDS finds beside this file."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow_datasets as tfds
 
+from lora_jax.data.folder_builder import FolderBuilder
 from lora_jax.data.held_out import normalise, validation_texts
 from lora_jax.errors import UserError
 
 LABELS = ("unacceptable", "acceptable")
 
 
-class Cola(tfds.core.GeneratorBasedBuilder):
+class Cola(FolderBuilder):
     """Reads train.tsv and dev.tsv in `folder`; the network is not used."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. Without this, TFDS 4.9.10 imports a package that it does not depend on.
-    url_infos: ClassVar[dict] = {}
-
-    def __init__(self, *, folder: Path, data_dir: Path):
-        self.folder = folder
-        super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -41,9 +35,6 @@ class Cola(tfds.core.GeneratorBasedBuilder):
             "validation": _examples(row for row in train if normalise(row[0]) in held_out),
             "test": _examples(self._rows("dev.tsv")),
         }
-
-    def _generate_examples(self):
-        raise NotImplementedError("_split_generators gives the examples themselves")
 
     def _rows(self, name: str) -> list[tuple[str, str]]:
         """Returns (sentence, label) of every line: source, label, original mark, sentence. Quotes are plain letters."""

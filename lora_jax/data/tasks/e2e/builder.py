@@ -3,11 +3,11 @@
 import csv
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow_datasets as tfds
 
+from lora_jax.data.folder_builder import FolderBuilder
 from lora_jax.errors import UserError
 
 # The names of properties in the LoRA paper's code, where they differ from the data's.
@@ -15,16 +15,10 @@ NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family fri
 _PROPERTY = re.compile(r"([^\[\],]+)\[([^\]]*)\]")
 
 
-class E2eNlg(tfds.core.GeneratorBasedBuilder):
+class E2eNlg(FolderBuilder):
     """Reads trainset.csv, devset.csv and testset_w_refs.csv in `folder`; the network is not used."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. Without this, TFDS 4.9.10 imports a package that it does not depend on.
-    url_infos: ClassVar[dict] = {}
-
-    def __init__(self, *, folder: Path, data_dir: Path):
-        self.folder = folder
-        super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -40,9 +34,6 @@ class E2eNlg(tfds.core.GeneratorBasedBuilder):
             "validation": self._examples("devset.csv"),
             "test": self._examples("testset_w_refs.csv"),
         }
-
-    def _generate_examples(self):
-        raise NotImplementedError("_split_generators yields the examples itself")
 
     def _examples(self, name: str) -> Iterator[tuple[int, dict[str, str]]]:
         path = self.folder / name
