@@ -8,8 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lora_jax.cache import cache_folder
+from lora_jax.data.examples import Examples
 from lora_jax.data.raw import raw_files
+from lora_jax.data.task import TaskData
 
 logger = logging.getLogger("lora_jax")
 
@@ -46,3 +50,13 @@ def open_builder(make: MakeBuilder, folder: Path, files: Sequence[str]) -> Any:
         if not Path(builder.data_dir).exists():
             raise
     return make(folder, prepared)
+
+
+def read_classes(builder: Any, text: str) -> TaskData:
+    """Reads every split of a prepared classification: the texts in the feature `text`, the classes in ``label``."""
+    sources, splits = builder.as_data_source(), {}
+    for name, tfds_name in SPLITS.items():
+        rows = list(sources[tfds_name])
+        labels = np.array([row["label"] for row in rows], np.int32)
+        splits[name] = Examples([row[text].decode() for row in rows], labels)
+    return TaskData(tuple(builder.info.features["label"].names), splits)

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lora_jax.data.examples import Examples
-from lora_jax.data.prepared import SPLITS, open_builder
+from lora_jax.data.prepared import open_builder, read_classes
 from lora_jax.data.task import Task, TaskData
 
 FILES = ("train.csv", "test.csv", "categories.json")
@@ -21,14 +18,7 @@ def load(data_dir: Path | None = None) -> TaskData:
 
         return Banking77(folder=folder, data_dir=prepared)
 
-    builder = open_builder(make, data_dir or Path(__file__).parent, FILES)
-    sources = builder.as_data_source()
-    splits = {}
-    for name, tfds_name in SPLITS.items():
-        rows = list(sources[tfds_name])
-        texts = [row["text"].decode() for row in rows]
-        splits[name] = Examples(texts, np.array([row["label"] for row in rows], np.int32))
-    return TaskData(tuple(builder.info.features["label"].names), splits)
+    return read_classes(open_builder(make, data_dir or Path(__file__).parent, FILES), "text")
 
 
 BANKING77 = Task(

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lora_jax.data.examples import Examples
-from lora_jax.data.prepared import SPLITS, open_builder
+from lora_jax.data.prepared import open_builder, read_classes
 from lora_jax.data.raw import RawFile, raw_folder
 from lora_jax.data.task import Task, TaskData
 
@@ -32,14 +29,9 @@ def load(data_dir: Path | None = None) -> TaskData:
 
         return Cola(folder=folder, data_dir=prepared)
 
-    builder = open_builder(make, raw_folder("cola", data_dir, FILES, ARCHIVE), [raw.name for raw in FILES])
-    sources = builder.as_data_source()
-    splits = {}
-    for name, tfds_name in SPLITS.items():
-        rows = list(sources[tfds_name])
-        texts = [row["sentence"].decode() for row in rows]
-        splits[name] = Examples(texts, np.array([row["label"] for row in rows], np.int32))
-    return TaskData(tuple(builder.info.features["label"].names), splits)
+    return read_classes(
+        open_builder(make, raw_folder("cola", data_dir, FILES, ARCHIVE), [raw.name for raw in FILES]), "sentence"
+    )
 
 
 COLA = Task(
