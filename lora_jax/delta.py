@@ -1,11 +1,11 @@
-"""The algebra of deltas, on plain pytrees: graft, merge, parameters, count. No files, no devices, no kinds of adapter.
+"""The algebra of deltas, on plain pytrees: graft, merge, parameters, count. It knows no kind of adapter.
 
-A *delta* is a flat dict from a path to what goes there::
+A *delta* is a flat dict from paths to adapters::
 
     {"backbone/layers/attn/q/adapter": LowRank(a, b),    # into a slot
      "head/kernel": Replacement(value)}                  # in place of a parameter
 
-The base is only ever read. Layers are stacked, so a path names a weight of every layer at once.
+The base is never changed. Layers are stacked, so a path names a weight of every layer at once.
 """
 
 from typing import Any, Protocol, Self
@@ -21,44 +21,45 @@ SLOT = "adapter"  # the last part of the path of a slot
 
 
 class Adapter(Protocol):
-    """What a delta holds at a path: a pytree of arrays. ``adapters/`` has the kinds, and what they share."""
+    """A value of a delta: a pytree of arrays. ``adapters/`` has the kinds, and what they share."""
 
     def graft(self, module: nnx.Module, name: str) -> None:
-        """Puts itself at the attribute `name` of `module`, which is a copy that may be changed."""
+        """Sets itself as the attribute `name` of `module`, a copy that may be changed."""
 
     def merge(self, module: nnx.Module, name: str, *, sign: int = 1) -> None:
-        """Changes the parameters of `module`, a copy, so that it computes what it does with this grafted.
+        """Changes the parameters of `module`, a copy, so that it computes the same as with this adapter grafted.
 
-        ``sign=-1`` takes away again what was added. Raises UserError where no parameters can do that.
+        ``sign=-1`` undoes a merge. Raises UserError if no parameters compute the same.
         """
 
     @property
     def size(self) -> int | None:
-        """The length of the axes that padding may extend (a rank, a width), or None where there are none."""
+        """The length of the padded axes (a rank, a width), or None without such axes."""
 
     def resize(self, size: int) -> Self:
-        """Returns a copy padded or cut to `size`; padding changes neither what it computes nor how it trains."""
+        """Returns a copy padded or cut to `size`. Padding changes neither its outputs nor its updates."""
 
     def neutral(self) -> Self:
-        """Returns what stands for this in a run that does not use it: it changes nothing, and does not train."""
+        """Returns an adapter of these shapes for a run without one: it has no effect and no gradient."""
 
     def complete(self, example: Self) -> Self:
-        """Returns a copy that has every optional field that `example` has, at a neutral value."""
+        """Returns a copy with all optional fields that `example` has. New fields have neutral values."""
 
 
 Delta = dict[str, Adapter]
 
 
 def parameters(module: nnx.Module) -> dict[str, Array]:
-    """Returns every parameter of `module` by path, ``"backbone/layers/attn/q/kernel"``; a quantised kernel is one."""
+    """Returns the parameters of `module` by path, ``"backbone/layers/attn/q/kernel"``. A quantised kernel is one."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=is_quantised)
     return {_path(keys): leaf for keys, leaf in leaves}
 
 
 def graft(base: nnx.Module, delta: Delta) -> nnx.Module:
-    """Returns `base` with `delta` in place: new module objects around the same arrays.
+    """Returns `base` with the adapters of `delta` at their paths: new module objects around the same arrays.
 
-    Raises KeyError for a path that `base` has neither a parameter nor a slot for.
+    Raises:
+      KeyError: `base` has neither a parameter nor a slot at a path.
     """
     model = _copy(base)
     for path, adapter in delta.items():
@@ -67,13 +68,18 @@ def graft(base: nnx.Module, delta: Delta) -> nnx.Module:
 
 
 def merge(base: nnx.Module, delta: Delta, *, sign: int = 1) -> nnx.Module:
-    """Returns a model without filled slots that computes what ``graft(base, delta)`` does.
+    """Returns a model with empty slots that computes the same as ``graft(base, delta)``.
 
-    `delta` is a method's materialised delta. ``sign=-1`` takes away what was merged before. A quantised base becomes
-    one of full width, every kernel of it: a sum would be rounded to few bits again.
+    All kernels of a quantised base are dequantised first, because quantising the sum would round it again.
 
-    Raises UserError for an adapter that does not merge, and for one on an embedding whose table is the output layer too
-    (a head's `tied`): grafted it adapts the lookup alone, as in PEFT, and merged it would change the output.
+    Args:
+      base: the frozen model.
+      delta: a method's materialised delta.
+      sign: -1 undoes a merge.
+
+    Raises:
+      UserError: an adapter cannot be merged, or adapts an embedding that is the output layer too (a head's `tied`).
+        Grafted, such an adapter affects the lookup alone, as in PEFT. Merged, it would change the output as well.
     """
     model = jax.tree.map(
         lambda leaf: leaf.astype(leaf.dtype) if is_quantised(leaf) else leaf, _copy(base), is_leaf=is_quantised
@@ -89,7 +95,7 @@ def merge(base: nnx.Module, delta: Delta, *, sign: int = 1) -> nnx.Module:
 
 
 def count(tree: Any) -> int:
-    """Returns how many numbers a tree of arrays (or of shapes) holds; a quantised kernel as many as it stands for."""
+    """Returns the number of elements in a tree of arrays or shapes. A quantised kernel counts its weights."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree, is_leaf=is_quantised))
 
 

@@ -1,5 +1,5 @@
-"""The one exception that a person, rather than a programmer, is meant to read."""
+"""The exception for errors of the user, as opposed to errors of the program."""
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message says what, why, and what would be accepted."""
+    """The input cannot be used. The message names the key, its value, and what would be accepted."""

@@ -3,17 +3,21 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# As JAX's own tests do: LLVM's optimizations take more time than they save on tiny models. Subprocesses inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.command_line import command, swept  # noqa: F401
+from helpers.command_line import command, session_folder, swept  # noqa: F401
 from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -170,6 +174,7 @@ def pack_of(texts) -> Callable[..., Pack]:
         batches = TrainBatches(texts, batch=first.batch, buckets=buckets, seeds=[run.seed for run in runs])
         inits = [program.method.init(base, run) for run in runs]
         hypers = [hyper_of(run, run.steps_of(batches.steps_per_epoch)) for run in runs]
-        return Pack(program, inits, *stack(program, inits, hypers), batches)
+        # One program: without `jit`, every small operation would be compiled separately.
+        return Pack(program, inits, *jax.jit(functools.partial(stack, program))(inits, hypers), batches)
 
     return pack_of

@@ -1,5 +1,7 @@
 """The library without the command line: load, adapt, train, merge, save, load again."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -29,7 +31,8 @@ def test_from_a_base_to_an_adapter(tiny_model, tmp_path):
     ]
     method, program = lora_jax.method_of(runs[0].method), lora_jax.program_of(runs[0])
     inits = [method.init(base.model, run) for run in runs]
-    state, constants, hyper = lora_jax.stack(program, inits, [lora_jax.hyper_of(run, 20) for run in runs])
+    stack = jax.jit(functools.partial(lora_jax.stack, program))
+    state, constants, hyper = stack(inits, [lora_jax.hyper_of(run, 20) for run in runs])
 
     texts = ["where is my card?", "the exchange rate is wrong", "close my account"]
     ids = [base.tokenizer.encode(text).ids for text in texts]
@@ -56,8 +59,8 @@ def test_from_a_base_to_an_adapter(tiny_model, tmp_path):
         lora_jax.save_adapter(folder, params, init.constants, **about)
         adapter = lora_jax.load_adapter(folder, base_fingerprint=base.fingerprint)
         delta = method.materialise(adapter.params, adapter.constants)
-        grafted = lora_jax.graft(base.model, delta)(tokens, tokens > 0)
-        merged = lora_jax.merge(base.model, delta)(tokens, tokens > 0)
+        grafted = jax.jit(lambda delta: lora_jax.graft(base.model, delta)(tokens, tokens > 0))(delta)
+        merged = jax.jit(lambda delta: lora_jax.merge(base.model, delta)(tokens, tokens > 0))(delta)
         batch = Batch(tokens, tokens > 0, labels)
         packed = lora_jax.packed_outputs(program)(base.model, state.params, constants, batch)
         np.testing.assert_allclose(grafted, merged, atol=1e-5)

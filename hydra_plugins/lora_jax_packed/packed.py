@@ -1,4 +1,6 @@
-"""The Hydra launcher `packed`. It trains all jobs of a multirun in as few programs as possible.
+"""The Hydra launcher `packed`, and the sweeper that goes with it.
+
+The launcher trains all jobs of a multirun in as few programs as possible.
 
 Each job runs through Hydra's ``run_job``, as in every launcher (folders, ``.hydra/``, callbacks). Its task function
 only returns the point. Then all points train together, with the baselines that they need.
@@ -6,11 +8,13 @@ only returns the point. Then all points train together, with the baselines that 
 Hydra imports this file at every start, so JAX is imported only when the launcher runs.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -38,8 +42,10 @@ class PackedLauncher(Launcher):
             jobs = [self._job(note_point, overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
             points = [job.return_value for job in jobs]
             resume = [f"resume='{points[0].config.resume}'"] if points[0].config.resume else []
-            for overrides in baselines([(p.overrides, p.config) for p in points], lambda o: parse(self._compose(o))):
-                if (identity := parse(self._compose(overrides)).identity()) not in self.baselines:
+            # Hydra takes a tenth of a second to compose settings, and most points have the same baseline.
+            compose = functools.cache(lambda overrides: parse(self._compose(overrides)))
+            for overrides in baselines([(p.overrides, p.config) for p in points], compose):
+                if (identity := compose(overrides).identity()) not in self.baselines:
                     self.baselines.add(identity)
                     job = self._job(note_point, [*overrides, *resume], initial_job_idx + len(points))
                     points.append(job.return_value)
@@ -77,9 +83,24 @@ class PackedLauncher(Launcher):
         return plain(self.context.config_loader.load_sweep_config(self.config, list(overrides)))
 
 
+class PackedSweeper(BasicSweeper):
+    """Hydra's basic sweeper, without its composition of every job, which PackedLauncher does anyway before training."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        if not isinstance(self.launcher, PackedLauncher):
+            super().validate_batch_is_legal(batch)
+
+
 @dataclass
 class PackedLauncherConf:
     _target_: str = "hydra_plugins.lora_jax_packed.packed.PackedLauncher"
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="packed", node=PackedLauncherConf, provider="lora_jax")
+@dataclass
+class PackedSweeperConf(BasicSweeperConf):
+    _target_: str = "hydra_plugins.lora_jax_packed.packed.PackedSweeper"
+
+
+store = ConfigStore.instance().store
+store(group="hydra/launcher", name="packed", node=PackedLauncherConf, provider="lora_jax")
+store(group="hydra/sweeper", name="packed", node=PackedSweeperConf, provider="lora_jax")

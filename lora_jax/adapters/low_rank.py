@@ -22,14 +22,14 @@ from lora_jax.models.layers import Kernel, Key, dropout, product
 
 @adapter
 class LowRank(Padded):
-    """A and B of one site, stacked over layers where the site is; `dropout` is the rate on A's input, if any."""
+    """A and B of one site, stacked over layers if the site is. `dropout` is the dropout rate on A's input, if any."""
 
     a: Float[Array, "*layers d_in rank"] = padded_axis(-1)
     b: Float[Array, "*layers rank d_out"] = padded_axis(-2)
     dropout: Float[Array, "*layers"] | None = None
 
     def __call__(self, x: Float[Array, "... d_in"], kernel: Kernel, key: Key) -> Float[Array, "... d_out"]:
-        """Computes x·(W + A·B). With a `key`, A's input is dropped out at the pair's rate."""
+        """Computes x·(W + A·B), with dropout on A's input if there is a `key`."""
         a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
         if key is None or self.dropout is None:
             if _forms_product(x):
@@ -61,7 +61,7 @@ class LowRank(Padded):
 
 @adapter
 class Scaling(Padded):
-    """What a pair has beside what trains: the factor on A·B and, where there is dropout on A's input, its rate."""
+    """The constants of a pair: the factor on A·B, and the dropout rate on A's input, if any."""
 
     scale: Float[Array, "*layers"]
     dropout: Float[Array, "*layers"] | None = None

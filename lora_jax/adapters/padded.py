@@ -1,4 +1,4 @@
-"""What every adapter can do whatever it computes: grow and shrink along its own axes, and be neutral."""
+"""The base class of adapters: zero-padding along their own axes, and neutral values."""
 
 import dataclasses
 from typing import Any, Self, TypeVar, dataclass_transform
@@ -22,15 +22,15 @@ def adapter(cls: type[T]) -> type[T]:
 
 
 class Padded:
-    """A dataclass of arrays, some of which have an axis of a size of their own: a rank, a bottleneck's width.
+    """A dataclass of arrays, some of which have an axis of the adapter's own size: a rank, a bottleneck's width.
 
-    Runs of different sizes share a program by padding that axis with zeros. A kind for which zeros are not exact, in
-    value and in gradient, overrides `resize` and `neutral`.
+    Runs of different sizes share a program: that axis is padded with zeros. A kind for which zeros change outputs or
+    gradients overrides `resize` and `neutral`.
     """
 
     @property
     def size(self) -> int | None:
-        """Returns the length of the padded axes, or None for a kind that has none."""
+        """The length of the padded axes, or None for a kind without such axes."""
         for field in self._fields():
             array = getattr(self, field.name)
             if "padded_axis" in field.metadata and array is not None:
@@ -46,12 +46,12 @@ class Padded:
         return self._replace({name: _resize(array, axes[name], size) for name, array in arrays.items()})
 
     def neutral(self) -> Self:
-        """Returns what stands for this in a run that does not use it: it changes nothing, and does not train."""
+        """Returns an adapter of these shapes for a run without one: it has no effect and no gradient."""
         neutral: Self = jax.tree.map(jnp.zeros_like, self)
         return neutral
 
     def complete(self, example: Self) -> Self:
-        """Returns a copy whose optional fields that are None, and not None in `example`, are zeros."""
+        """Returns a copy with all optional fields that `example` has. New fields are zeros."""
         missing = [field.name for field in self._fields() if getattr(self, field.name) is None]
         examples = {name: array for name in missing if (array := getattr(example, name)) is not None}
         return self._replace({name: jnp.zeros_like(array) for name, array in examples.items()})

@@ -1,4 +1,4 @@
-"""A parameter of the base, replaced: a fresh head, a bias of BitFit, every weight of full fine-tuning."""
+"""Replacement of parameters: a new head, the biases of BitFit, all weights of full fine-tuning."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from lora_jax.adapters.padded import Padded, adapter
 
 @adapter
 class Replacement(Padded):
-    """A value for a parameter, as large as the parameter itself.
+    """A new value for a parameter, of the parameter's shape.
 
-    Where `active` is given, only the layers that it marks are replaced. The others keep the base's own value, so
-    whatever stands there has no gradient: zeros in `value` and False in `active` are neutral.
+    `active` is a mask of the layers that are replaced; None replaces all. Other layers keep the base's value, so their
+    part of `value` has no gradient. Zeros in `value` and False in `active` are neutral.
     """
 
     value: Num[Array, "..."]
@@ -30,12 +30,12 @@ class Replacement(Padded):
         setattr(module, name, nnx.Param(value))
 
     def merge(self, module: Any, name: str, *, sign: int = 1) -> None:
-        """Puts the value in place of the parameter: what it replaced is gone, so `sign` makes no difference."""
+        """Puts the value in place of the parameter. This cannot be undone: `sign` makes no difference."""
         self.graft(module, name)
 
 
 @adapter
 class Activity(Padded):
-    """What a replacement has beside what trains: which layers it replaces."""
+    """The constants of a replacement: a mask of the layers that it replaces."""
 
     active: Bool[Array, "*layers"]

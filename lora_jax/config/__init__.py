@@ -1,6 +1,6 @@
-"""What a run is made of: every setting typed, every bad value refused before anything is loaded or compiled.
+"""Typed settings. Every bad value is refused here, before anything is loaded or compiled. Needs no JAX.
 
-Hydra composes a plain mapping from ``conf/`` and the command line; `parse` turns it into a `RunConfig`. Needs no JAX.
+Hydra composes a plain mapping from ``conf/`` and the command line. `parse` turns it into a `RunConfig`.
 """
 
 from lora_jax.config.methods import (

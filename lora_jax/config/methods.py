@@ -1,7 +1,7 @@
-"""The settings of every method, by the name that ``method=`` takes. Needs no JAX.
+"""The settings of each method. Needs no JAX.
 
-A settings class also says what the rest of the program must know of its method before anything is loaded: what it
-reads of the settings that stand at the top level, and whether it trains the base.
+A settings class also has the facts about its method that are needed before JAX is imported: which top-level settings
+it reads, and whether it trains the base.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -15,16 +15,20 @@ QUANTISED: tuple[BaseStorage, ...] = ("int8", "nf4")  # too few bits to train
 
 
 class MethodSettings(Settings):
-    """What the settings of every method have."""
+    """The settings that every method has."""
 
-    title: ClassVar[str]  # as reports write it
-    # Which of the top level's `rank`, `alpha` and `targets` the method reads: the others make no difference to a run.
+    title: ClassVar[str]  # the name in reports
+    # The top-level settings `rank`, `alpha` and `targets` that the method reads. The others do not affect a run.
     reads: ClassVar[frozenset[str]] = frozenset()
-    trains_base: ClassVar[bool] = False  # whether every weight of the base trains, so that none may be quantised
+    trains_base: ClassVar[bool] = False  # whether every weight of the base trains, so it cannot be quantised
 
     name: str
-    # A default only: the run's own rate stands at the top level, so this one is part of no shape.
-    lr: PositiveFloat = data()
+    lr: PositiveFloat = data()  # the default of the top-level setting `lr`
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether the method has dropout of its own."""
+        return False
 
 
 class LoraSettings(MethodSettings):
@@ -37,9 +41,13 @@ class LoraSettings(MethodSettings):
     scaling: Literal["lora", "rslora", "constant"] = data("lora")
     init: Literal["uniform", "gaussian"] = data("uniform")
     dropout: Fraction = data(0.0)
-    # None and not {}, which Hydra would not let a command line fill.
+    # The default is not {}, because Hydra could not add keys to it from the command line.
     rank_pattern: dict[str, PositiveInt] | None = data(None)
     alpha_pattern: dict[str, PositiveFloat] | None = data(None)
+
+    @property
+    def drops_out(self) -> bool:
+        return self.dropout > 0
 
 
 class FullSettings(MethodSettings):
@@ -52,7 +60,7 @@ class FullSettings(MethodSettings):
 
 
 class BitFitSettings(MethodSettings):
-    """BitFit (arXiv 2106.10199): biases alone train."""
+    """BitFit (arXiv 2106.10199): only biases train."""
 
     title: ClassVar[str] = "BitFit"
     reads: ClassVar[frozenset[str]] = frozenset({"targets"})

@@ -1,4 +1,4 @@
-"""From a plain mapping to a RunConfig, or to an error that a person can act on."""
+"""Parses a plain mapping into a RunConfig, and explains pydantic's errors in the user's terms."""
 
 import re
 from collections.abc import Mapping
@@ -11,26 +11,27 @@ from lora_jax.errors import UserError
 
 
 def parse(settings: Mapping[str, Any]) -> RunConfig:
-    """Returns a validated RunConfig from a mapping, as Hydra composes it.
+    """Returns the RunConfig of a mapping as Hydra composes it.
 
-    Raises UserError naming each bad key, its value, and what would be accepted.
+    Raises:
+      UserError: a setting is invalid. The message names each bad key, its value, and what would be accepted.
     """
     try:
         return RunConfig.model_validate(dict(settings))
     except pydantic.ValidationError as error:
-        # Where several kinds of value would do, there is an error for each.
+        # A setting that accepts several types has an error for each of them.
         explained: dict[str, dict[str, None]] = {}
         for start, message in map(_explain, error.errors()):
             explained.setdefault(start, {})[message] = None
         raise UserError("\n".join(start + " or ".join(messages) for start, messages in explained.items())) from None
 
 
-# What pydantic puts into a location and nobody typed: the kind of value that it tried.
+# Parts of a location that the user did not type: the types that pydantic tried.
 _TRIED = re.compile(r"(constrained-)?(int|float|str|dict)(\[.*\])?|literal\[.*\]|function-\w+\[.*\]|none")
 
 
 def _explain(item: Any) -> tuple[str, str]:
-    # A discriminated union puts the tag ("lora") into the location; the user typed method.rank_pattern, no tag.
+    # A discriminated union adds its tag ("lora") to the location, but the user typed method.rank_pattern.
     parts = [part for i, part in enumerate(item["loc"]) if not (i == 1 and item["loc"][0] == "method")]
     key = ".".join(str(part) for part in parts if not _TRIED.fullmatch(str(part)))
     if item["type"] == "extra_forbidden":

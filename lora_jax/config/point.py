@@ -1,4 +1,4 @@
-"""One run of a sweep, by name."""
+"""A point of a sweep: one run, with its name and folder."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,14 @@ from lora_jax.config.run import RunConfig
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Point:
-    """A run's name within its sweep, the folder of its results, its settings, and what was typed for it."""
+    """One run of a sweep.
+
+    Attributes:
+      name: the name within the sweep.
+      folder: the folder of its results.
+      config: its settings.
+      overrides: the overrides of the command line.
+    """
 
     name: str
     folder: Path

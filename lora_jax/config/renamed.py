@@ -1,3 +1,3 @@
-"""Settings of earlier versions, and what they are called today."""
+"""Renamed settings: the new name by the old name."""
 
 RENAMED = {"base": "base_storage"}

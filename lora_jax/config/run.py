@@ -1,4 +1,4 @@
-"""The settings of one run, and of the parts that it is made of."""
+"""The settings of one run, in groups."""
 
 import json
 import re
@@ -26,7 +26,7 @@ Alpha = Annotated[float | str, AfterValidator(_multiple_of_rank)]
 
 
 class ModelConfig(Settings):
-    """Where the frozen base comes from and how it is run."""
+    """The frozen base: its checkpoint, and how it computes."""
 
     name: str
     family: str
@@ -80,7 +80,7 @@ class OptimConfig(Settings):
 
     @property
     def elementwise(self) -> bool:
-        """Whether zero-padded parameters leave the updates of the others as they are.
+        """Whether each element is updated independently, so that zero-padding does not change the others' updates.
 
         Adafactor's statistics are means over whole rows and columns.
         """
@@ -124,7 +124,7 @@ class RunConfig(Settings):
     )
 
     baseline: Literal["full", "none"] = Field("full", description="what a sweep is compared with", exclude=True)
-    resume: str | None = Field(None, description="the folder of a sweep or run to go on with", exclude=True)
+    resume: str | None = Field(None, description="the folder of a sweep or run to continue", exclude=True)
     pack: PositiveInt | Literal["auto"] = Field("auto", description="most runs in one program", exclude=True)
 
     @pydantic.model_validator(mode="before")
@@ -151,7 +151,7 @@ class RunConfig(Settings):
         return self
 
     def steps_of(self, steps_per_epoch: int) -> int:
-        """Returns the optimizer steps of this run, given how many the task's train split makes an epoch of."""
+        """Returns the optimizer steps of this run. `steps_per_epoch` is that of the task's train split."""
         if self.epochs is not None:
             return max(1, round(self.epochs * steps_per_epoch))
         return self.steps or self.task.steps
@@ -162,8 +162,8 @@ class RunConfig(Settings):
 
     @property
     def drops_out(self) -> bool:
-        """Whether anything is dropped out in training, in the base or by the method."""
-        return self.dropout > 0 or getattr(self.method, "dropout", 0) > 0
+        """Whether training has dropout, in the base or in the method."""
+        return self.dropout > 0 or self.method.drops_out
 
     def static_settings(self) -> dict[str, Any]:
         """Returns the settings that runs must have in common to share a compiled program."""
@@ -174,5 +174,5 @@ class RunConfig(Settings):
         return json.dumps(self.static_settings(), sort_keys=True)
 
     def identity(self) -> str:
-        """Returns a text that is the same for runs that train alike: what the method does not read is not in it."""
+        """Returns a text that is the same for runs that train alike. It lacks settings that the method ignores."""
         return self.model_dump_json(exclude={"rank", "alpha", "targets"} - self.method.reads)

@@ -1,4 +1,4 @@
-"""What all groups of settings have in common.
+"""The base class of settings.
 
 Each field is either *data* (declared with `data`: it becomes an array, so runs that differ in it share one compiled
 program) or *static* (everything else: runs that differ in it are compiled apart).
@@ -20,7 +20,7 @@ def data(default: Any = ..., **options: Any) -> Any:
 
 
 class Settings(pydantic.BaseModel):
-    """Frozen settings, strict about names: an unknown key is an error."""
+    """Frozen settings. An unknown key is an error."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

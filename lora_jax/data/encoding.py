@@ -1,4 +1,4 @@
-"""All of a task's splits as tokens of one base."""
+"""Tokenises the splits of a task for one base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class TaskTokens:
 
     Attributes:
       encoded: the splits. ``train`` is whole; ``valid`` and ``test`` have the examples that are scored.
-      prompts: what texts are generated from, if the task is a generation.
+      prompts: the prompts to generate from, if the task generates texts.
     """
 
     encoded: Mapping[str, Encoded]
@@ -42,7 +42,7 @@ def encode_task(task: Task, data: TaskData, base: "Base", *, max_length: int, ev
     """Tokenises every split of `data` for `base`.
 
     Args:
-      task: says whether an example has one label or is a text to generate.
+      task: determines whether an example has one label or is a text to generate.
       data: the loaded data of `task`.
       base: its tokenizer is used.
       max_length: longer examples are cut.

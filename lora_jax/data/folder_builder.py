@@ -1,4 +1,4 @@
-"""What the TFDS builders of all tasks share: they read raw files in a folder, and never the network."""
+"""The base class of the tasks' TFDS builders, which read raw files in a folder and never use the network."""
 
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn

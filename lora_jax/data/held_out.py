@@ -1,4 +1,4 @@
-"""A validation split for data sets that have none: cut from the training texts by a rule that depends on them alone."""
+"""Cuts a validation split from the training texts of data sets without one. It depends on the texts alone."""
 
 import collections
 import hashlib
@@ -11,7 +11,7 @@ def normalise(text: str) -> str:
 
 
 def validation_texts(rows: Iterable[tuple[str, str]]) -> set[str]:
-    """Returns the normalised texts of the validation split: of each label the tenth with the smallest SHA-256."""
+    """Returns the normalised texts of the validation split: for each label, the tenth with the smallest SHA-256."""
     by_label = collections.defaultdict(set)
     for text, label in rows:
         by_label[label].add(normalise(text))

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,17 @@ def open_builder(make: MakeBuilder, folder: Path, files: Sequence[str]) -> Any:
     return make(folder, prepared)
 
 
+def read_splits(builder: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Reads all examples of every split of a prepared builder, by our name of the split, in order."""
+    sources = builder.as_data_source()
+    # One request for all records takes half the time of iteration, which requests each record by itself.
+    return {name: sources[split].__getitems__(range(len(sources[split]))) for name, split in SPLITS.items()}
+
+
 def read_classes(builder: Any, text: str) -> TaskData:
     """Reads every split of a prepared classification: the texts in the feature `text`, the classes in ``label``."""
-    sources, splits = builder.as_data_source(), {}
-    for name, tfds_name in SPLITS.items():
-        rows = list(sources[tfds_name])
-        labels = np.array([row["label"] for row in rows], np.int32)
-        splits[name] = Examples([row[text].decode() for row in rows], labels)
+    splits = {
+        name: Examples([row[text].decode() for row in rows], np.array([row["label"] for row in rows], np.int32))
+        for name, rows in read_splits(builder).items()
+    }
     return TaskData(tuple(builder.info.features["label"].names), splits)

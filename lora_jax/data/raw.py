@@ -1,4 +1,4 @@
-"""The raw files of a task: in a folder that the user names, in an archive there, or downloaded, checked and cached."""
+"""Finds the raw files of a task: in the user's folder, in an archive there, or downloaded, checked and cached."""
 
 import hashlib
 import logging

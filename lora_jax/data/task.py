@@ -1,4 +1,4 @@
-"""A task: what it asks of a model and how the answers are scored; and its data, once they are loaded."""
+"""Tasks: their objective, metrics and data."""
 
 import functools
 import hashlib
@@ -41,12 +41,12 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Task:
-    """What is known of a task before any data is read.
+    """The description of a task, without its data.
 
     Attributes:
       name: the name that ``task.name`` takes.
       objective: the loss and the head: a key of ``train.objective.OBJECTIVES``.
-      evaluators: what is computed from a trained run: keys of ``evaluation.EVALUATORS``.
+      evaluators: the evaluators of a trained run: keys of ``evaluation.EVALUATORS``.
       metrics: the metrics that are recorded, in order: keys of ``metrics.METRICS``.
       metric: the headline metric, on the test split.
       select: the metric on the validation split that picks the best evaluation of a run.

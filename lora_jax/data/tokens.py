@@ -1,4 +1,4 @@
-"""Texts to token ids, by the `tokenizers` library."""
+"""Tokenises texts with the `tokenizers` library."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int, *, typ
 
 
 def tokenize_for_generation(examples: Examples, tokenizer: "Tokenizer", end: int, max_length: int) -> Encoded:
-    """Tokenises what a causal language model learns from: each prompt, SEPARATOR, and the text to generate.
+    """Tokenises the examples of a causal language model: each prompt, SEPARATOR, and the text to generate.
 
     The label of a token is the token after it if that belongs to the text to generate, `end` for the last token, and
     otherwise IGNORED. Prompt and reference are tokenised separately, so that a prompt has the same tokens alone
@@ -130,7 +130,7 @@ def tokenize_for_generation(examples: Examples, tokenizer: "Tokenizer", end: int
 
 
 def tokenize_prompts(texts: Sequence[str], tokenizer: "Tokenizer") -> list[list[int]]:
-    """Returns the tokens after which a model starts to generate: leading special tokens, the text, SEPARATOR."""
+    """Returns the tokens of each prompt: leading special tokens, the text, SEPARATOR."""
     return [encoding.ids for encoding in _encode(tokenizer, [text + SEPARATOR for text in texts])]
 
 

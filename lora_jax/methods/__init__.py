@@ -1,7 +1,8 @@
-"""How a run departs from its base: one file per method, one row here. `method.Method` is the contract.
+"""Fine-tuning methods: the parameters that a run trains, and the delta that they make. One file and one row per method.
 
-To add one: write ``methods/<name>.py``, give it a row in METHODS, settings in ``config/methods.py`` and a file in
-``conf/method/``. Packing, checkpoints, adapter files and the report follow. README.md has an example.
+`method.Method` is the contract. To add a method: write ``methods/<name>.py``, its settings in ``config/methods.py``, a
+row in METHODS and a file in ``conf/method/``. Packing, checkpoints, adapter files and the report need no change.
+README.md has an example.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from lora_jax.methods.full import Full
 from lora_jax.methods.lora import Lora
 from lora_jax.methods.method import AdapterInit, Method, key_of
 
-# From a method's settings to the method.
 METHODS: dict[str, Callable[[Any], Method]] = {
     "lora": Lora.from_settings,
     "full": Full.from_settings,
@@ -22,7 +22,7 @@ METHODS: dict[str, Callable[[Any], Method]] = {
 
 
 def method_of(settings: MethodSettings) -> Method:
-    """Returns the method that `settings` are of."""
+    """Returns the method that these settings describe."""
     return METHODS[settings.name](settings)
 
 

@@ -1,7 +1,7 @@
-"""BitFit (Ben Zaken et al., arXiv 2106.10199): the biases train, and everything else is frozen.
+"""BitFit (Ben Zaken et al., arXiv 2106.10199): only biases train.
 
-Both papers train every bias of the model. Here those of linear layers follow `targets`, and those of layer norms train
-unless ``method.norms=false`` says otherwise.
+BitFit's and LoRA's papers train every bias of the model. Here `targets` selects the linear layers whose biases train.
+The biases of layer norms train too, unless ``method.norms=false``.
 """
 
 import dataclasses
@@ -23,16 +23,17 @@ from lora_jax.targets import select, sites
 
 @dataclasses.dataclass(frozen=True)
 class BitFit(Method):
-    """Trains the biases of the targets and of layer norms, and a fresh head. All of its settings are data."""
+    """Trains the biases of the targets and of layer norms, and a new head. All of its settings are data."""
 
     def validate(self, base: nnx.Module, run: RunConfig) -> None:
-        """Raises UserError for targets that `base` does not have, and where none of them has a bias."""
+        """Raises UserError if `base` lacks a target, or if no target has a bias."""
         trained_layers(base, run)
 
     def init(self, base: nnx.Module, run: RunConfig) -> AdapterInit:
-        """Starts every bias at the base's own value, in float32 at least; layers that do not train hold zeros.
+        """Copies the base's biases, in float32 at least, with zeros in layers that do not train. Draws a head.
 
-        Raises UserError as `validate` does.
+        Raises:
+          UserError: as `validate`.
         """
         weights = parameters(base)
         params: dict[str, Padded] = {}
@@ -48,7 +49,7 @@ class BitFit(Method):
         return AdapterInit(params | head, constants, trainable + count(head))
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:
-        """Returns the biases, each with the layers that it replaces, and the head."""
+        """Returns the biases, each with its mask of layers, and the head."""
 
         def replace(path: str, bias: Replacement) -> Replacement:
             return Replacement(bias.value, constants[path].active) if path in constants else bias
@@ -57,9 +58,10 @@ class BitFit(Method):
 
 
 def trained_layers(base: nnx.Module, run: RunConfig) -> dict[str, np.ndarray]:
-    """Returns which layers of which biases `run` trains: a mask by path, without an axis where layers are not stacked.
+    """Returns a mask of the trained layers of each trained bias, by path. The mask of an unstacked bias has no axis.
 
-    Raises UserError for targets that match nothing, and where nothing that they match has a bias.
+    Raises:
+      UserError: a target matches nothing, or no target has a bias.
     """
     assert isinstance(run.method, BitFitSettings)
     weights, known = parameters(base), sites(base)

@@ -15,7 +15,7 @@ from lora_jax.methods.method import AdapterInit, Method, init_head
 
 @dataclasses.dataclass(frozen=True)
 class Full(Method):
-    """Trains every parameter of the base, and a fresh head."""
+    """Trains every parameter of the base, and a new head."""
 
     def init(self, base: nnx.Module, run: RunConfig) -> AdapterInit:
         """Copies every parameter of `base`, and draws a head."""
@@ -31,5 +31,5 @@ class Full(Method):
         return dict(params)
 
     def flops_per_token(self, kernels: int, params: Any) -> float:
-        """Returns six operations for each weight: all of them train."""
+        """Returns 6 per weight, because all weights train."""
         return 6.0 * kernels

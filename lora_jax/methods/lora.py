@@ -32,19 +32,21 @@ SCALINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Lora(Method):
-    """Trains a low-rank pair beside every target, and a fresh head. All of its settings are data."""
+    """Trains a low-rank pair for every target, and a new head. All of its settings are data."""
 
     def validate(self, base: nnx.Module, run: RunConfig) -> None:
-        """Raises UserError for targets, ranks and patterns that `base` does not have, as `targets.place` does."""
+        """Raises UserError for targets, ranks and patterns that `base` does not have, as `targets.place`."""
         placements(base, run)
 
     def init(self, base: nnx.Module, run: RunConfig) -> AdapterInit:
         """Draws a pair for every target at its true rank, and a head.
 
-        ``params["<site>/adapter"]`` is ``LowRank(a=[layers, d_in, r], b=[layers, r, d_out])``, with r the largest rank
-        that the site has in any layer; ``constants`` has a `Scaling` at the same path.
+        Returns:
+          ``params["<site>/adapter"]`` is ``LowRank(a=[layers, d_in, r], b=[layers, r, d_out])``, where r is the largest
+          rank of the site in any layer. ``constants`` has a `Scaling` at the same path.
 
-        Raises UserError as `validate` does.
+        Raises:
+          UserError: as `validate`.
         """
         settings = _settings(run)
         params: dict[str, Padded] = {}
@@ -59,7 +61,7 @@ class Lora(Method):
         return AdapterInit(params | head, constants, trainable + count(head))
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:
-        """Returns the pairs with their scale folded into B and their dropout rate beside them, and the head."""
+        """Returns the pairs, with their scale folded into B and with their dropout rate, and the head."""
 
         def scaled(pair: LowRank, scaling: Scaling) -> LowRank:
             rate = scaling.dropout
@@ -70,7 +72,7 @@ class Lora(Method):
 
 
 def placements(base: nnx.Module, run: RunConfig) -> dict[str, Placement]:
-    """Returns where `run` puts its pairs, and at which rank and alpha. Raises UserError as `targets.place` does."""
+    """Returns the rank and alpha of every site that `run` adapts. Raises UserError as `targets.place`."""
     settings = _settings(run)
     return place(base, run.targets, run.rank, run.alpha_of, settings.rank_pattern, settings.alpha_pattern)
 

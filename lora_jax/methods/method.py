@@ -1,4 +1,4 @@
-"""The contract of a method, what it starts from, and the randomness that it starts with."""
+"""The `Method` protocol, the initial adapters of a run, and the random keys that they are drawn with."""
 
 import dataclasses
 import zlib
@@ -18,12 +18,12 @@ from lora_jax.delta import Delta, count, parameters
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdapterInit:
-    """What a run starts from.
+    """The initial parameters of a run, and its constants.
 
     Attributes:
-      params: what trains, by path; only this goes to the optimizer.
-      constants: what does not train and differs between runs (scales, rates, masks), by path.
-      trainable: how many numbers train at true sizes, without what only fills up a stack of layers.
+      params: the trained parameters, by path. The optimizer gets only these.
+      constants: values that do not train and may differ between runs (scales, dropout rates, masks), by path.
+      trainable: the number of trained values at true sizes, without the padding of layers that do not train.
     """
 
     params: dict[str, Padded]
@@ -32,51 +32,54 @@ class AdapterInit:
 
 
 class Method(Protocol):
-    """How a run departs from its base.
+    """A way to fine-tune a base.
 
-    A method is a frozen, hashable dataclass. Its fields are the settings that are compiled into the train step; what
+    A method is a frozen, hashable dataclass. Its fields are the settings that are compiled into the train step. What
     may differ between the runs of a pack is in the constants instead.
     """
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
-        """Returns the method with those of its `settings` that are compiled in. Most methods have none."""
+        """Returns the method, with those of its `settings` that are compiled in. Most methods have none."""
         return cls()
 
     def validate(self, base: nnx.Module, run: RunConfig) -> None:
-        """Raises UserError where `run` asks for what `base`, which may be abstract, does not have."""
+        """Raises UserError if the settings of `run` do not fit `base`, which may be abstract."""
 
     def init(self, base: nnx.Module, run: RunConfig) -> AdapterInit:
-        """Returns the parameters that `run` trains, at their true size, and its constants.
+        """Returns the parameters that `run` trains, at their true sizes, and its constants.
 
-        It is traceable by ``jax.eval_shape``, so that sizes and counts cost nothing.
+        ``jax.eval_shape`` must be able to trace it, so that shapes are known before anything is allocated.
         """
         ...
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:
-        """Returns the delta to graft; pure and traced."""
+        """Returns the delta to graft. It is pure, and traced in the train step."""
         ...
 
     def learning_rate_multipliers(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
-        """Returns factors on the learning rate, a tree like `params` that broadcasts to it; None for 1 everywhere."""
+        """Returns factors on the learning rate, a tree that broadcasts to `params`. None stands for 1 everywhere."""
         return None
 
     def flops_per_token(self, kernels: int, params: Any) -> float:
         """Returns the floating-point operations of a training step for each token.
 
-        A frozen weight takes 4 (forward, and the gradient of what goes in), a trained one 6. `kernels` counts the
-        base's weights that take part in products; `params` may be shapes.
+        A frozen weight takes 4 (the forward pass and the gradient of its input), a trained weight 6.
+
+        Args:
+          kernels: the number of the base's weights in matrix products.
+          params: the trained parameters, arrays or shapes.
         """
         return 4.0 * kernels + 6.0 * count(params)
 
 
 def key_of(seed: int, path: str) -> PRNGKeyArray:
-    """Returns the key for one path of one run: it depends on nothing else, least of all on a place in a pack."""
+    """Returns the random key for one path of one run. It does not depend on the run's place in a pack."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
 
 
 def init_head(base: nnx.Module, seed: int, *, std: float = 0.02) -> dict[str, Padded]:
-    """Draws a fresh head, which every method trains: kernel N(0, std²), bias 0; the same for a seed in every method."""
+    """Draws a new head, which every method trains: kernel N(0, std²), bias 0. All methods draw the same head."""
     head: dict[str, Padded] = {}
     for path, value in parameters(base).items():
         if path.startswith("head/"):

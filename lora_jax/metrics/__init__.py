@@ -1,4 +1,4 @@
-"""Metrics: how good predictions are, as numbers. Needs no JAX.
+"""Metrics of predictions. Needs no JAX.
 
 To add a metric: a function in the file of its kind, and a row in METRICS. A task lists the metrics that it records
 (``data/tasks/``); ``task.metrics=[...]`` and ``task.select=...`` choose others for one sweep.
@@ -31,13 +31,13 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
 
 
 def score(predictions: Predictions, names: Iterable[str]) -> dict[str, float]:
-    """Computes those metrics among `names`, in their order, that `predictions` has the fields for."""
+    """Computes the metrics in `names`, in order, except those that need fields that `predictions` lacks."""
     available = predictions.fields
     return {name: METRICS[name].compute(predictions) for name in names if METRICS[name].needs <= available}
 
 
 def lower_is_better(name: str) -> bool:
-    """Returns whether a smaller value of this metric is a better one; False for a name that is not in METRICS.
+    """Returns whether a smaller value of this metric is better. False for a name that is not in METRICS.
 
     The records that a report reads may hold metrics of another version.
     """

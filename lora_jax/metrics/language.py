@@ -1,4 +1,4 @@
-"""Metrics of language models: how likely a reference is to them, and how good the texts are that they generate."""
+"""Metrics of language models: the likelihood of references, and the quality of generated texts."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a metric is, and what it is computed from."""
+"""`Metric`, `Predictions` and `Scoring`."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -9,17 +9,17 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """What was predicted of one split by one run. Each evaluator fills some fields; the others are None.
+    """The predictions of one run on one split. Each evaluator fills some fields. The others are None.
 
     Attributes:
       labels: the true class of each example (int), or the true value (float).
-      logits: of a classification.
+      logits: the logits of a classification.
       values: the predicted numbers of a regression.
       losses: negative log-likelihood in nats of each example, summed over its labelled tokens.
       tokens: the number of labelled tokens of each example; 1 for a class.
-      correct: how many of those have the largest logit.
-      texts: what was generated for each prompt.
-      references: the texts that would have been right, at least one for each prompt.
+      correct: the number of those that have the largest logit.
+      texts: the generated text of each prompt.
+      references: the reference texts of each prompt, at least one.
     """
 
     labels: Shaped[np.ndarray, " examples"] | None = None
@@ -38,7 +38,7 @@ class Predictions:
 
 
 def combine(parts: Iterable[Predictions]) -> Predictions:
-    """Joins what several evaluators found on the same split; ValueError if two of them fill the same field."""
+    """Joins the predictions of several evaluators. Raises ValueError if two of them fill the same field."""
     combined = Predictions()
     for part in parts:
         if both := combined.fields & part.fields:
@@ -49,12 +49,12 @@ def combine(parts: Iterable[Predictions]) -> Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number that says how good predictions are.
+    """A measure of the quality of predictions.
 
     Attributes:
-      name: its key in records, configuration and METRICS.
-      title: its name in text and figures.
-      higher_is_better: whether a larger number is a better one.
+      name: the key in records, configuration and METRICS.
+      title: the name in text and figures.
+      higher_is_better: whether a larger value is better.
       needs: the fields of `Predictions` that `compute` reads.
       compute: the definition, in float64.
     """

@@ -1,6 +1,6 @@
 """Backbones with the head of a task.
 
-Every parameter under ``head/`` trains with every method and is initialised for each seed (``methods/start.py``). The
+Every parameter under ``head/`` trains with every method and is initialised for each seed (``methods/method.py``). The
 heads over a vocabulary, which a checkpoint contains, are in causal.py and masked.py.
 """
 

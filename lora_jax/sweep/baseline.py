@@ -1,4 +1,4 @@
-"""Baselines of a sweep: full fine-tuning once per learning lr_overrides and seed, not once per rank."""
+"""Baselines of a sweep: full fine-tuning once per learning rate and seed, not once per rank."""
 
 from collections.abc import Callable, Sequence
 

@@ -47,6 +47,7 @@ class Costs:
         self._batches: dict[str, TrainBatches] = {}
         self._kernels: dict[str, int] = {}
         self._steps: dict[Point, int] = {}
+        self._traced: dict[tuple[str, int], int] = {}  # `run_bytes`, by program and `state_bytes`
         # By program and `state_bytes` of its runs: fixed bytes of a pack, and each run's bytes beyond `state_bytes`.
         self._measured: dict[str, dict[int, tuple[float, float]]] = {}
 
@@ -110,24 +111,29 @@ class Costs:
         hyper = jax.eval_shape(lambda: hyper_of(run, 1))
         state = state_bytes(program_of(run), init, hyper)
         if max(measured, default=0) < state:
-            setup, program = self._setups.get(run), program_of(run)
-            batches = self.batches(run)
-            example = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-                of_length(batches[0], max(batches.lengths()), 2),
-            )
-            program = dataclasses.replace(
-                program, remat="none"
-            )  # the shapes of a rematerialised program do not show its residuals
-            bound = SAFETY_FACTOR * runs * run_bytes(program, setup.base.model, init, hyper, example)
+            if (key := (run.program_key(), state)) not in self._traced:
+                self._traced[key] = self._trace(run, init, hyper)
+            bound = SAFETY_FACTOR * runs * self._traced[key]
             if runs == 1 or bound <= self.room:
                 return bound, False
+            setup = self._setups.get(run)
             with ThreadPoolExecutor() as pool:  # XLA releases Python's lock while it compiles
                 fewer, more = pool.map(lambda runs: compiled_bytes(setup, run, init, runs), MEASURED_RUNS)
             slope = (more - fewer) / (MEASURED_RUNS[1] - MEASURED_RUNS[0])
             measured[state] = fewer - MEASURED_RUNS[0] * slope, slope - state
         fixed, per_run = measured[min(size for size in measured if size >= state)]
         return round(fixed + runs * (per_run + state)), True
+
+    def _trace(self, run: RunConfig, init: AdapterInit, hyper: Hyper) -> int:
+        """Returns `run_bytes` of `run` with shapes `init`, for batches of the largest padded length."""
+        batches = self.batches(run)
+        example = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+            of_length(batches[0], max(batches.lengths()), 2),
+        )
+        # The shapes of a rematerialised program do not show its residuals.
+        program = dataclasses.replace(program_of(run), remat="none")
+        return run_bytes(program, self._setups.get(run).base.model, init, hyper, example)
 
     def _key(self, point: Point) -> str:
         """Returns a text that is the same for points of the same shapes."""

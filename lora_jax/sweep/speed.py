@@ -5,6 +5,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # FLOP/s of a train step over FLOP/s of a square product. Measured: 0.6 on 2 CPU cores (MiniLM, LoRA and full
 # fine-tuning), and on an H100 from 0.1 (SmolLM2-135M on texts of 64 tokens) to 0.6 (8B on 4 x 1024).
@@ -23,7 +24,7 @@ def rough_seconds(flops: float, dtype: str) -> float:
 def product_flops_per_second(dtype: str) -> float:
     """Returns the FLOP/s of a square matrix product on this device, the best of three."""
     width = 1024 if jax.default_backend() == "cpu" else 4096
-    square = jnp.full((width, width), 1 / width, dtype)
+    square = jnp.asarray(np.full((width, width), 1 / width, jnp.dtype(dtype)))
     product = jax.jit(jnp.matmul)
 
     def seconds() -> float:

@@ -11,7 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
+
+with epy.lazy_imports():  # a quarter of a second, which a sweep spends only once its programs are compiled
+    import orbax.checkpoint as ocp
 
 
 class PackCheckpoints:

@@ -1,0 +1,1 @@
+"""Weights: reads and writes base checkpoints and adapters."""

@@ -111,6 +111,7 @@ def test_the_page_compares_the_time_per_run():
 # ---- the command
 
 
+@pytest.mark.slow
 def test_an_interrupted_bench_continues_from_its_rows(command, tmp_path):
     plan, rows = tmp_path / "plan.yaml", tmp_path / "step.jsonl"
     plan.write_text(PLAN)

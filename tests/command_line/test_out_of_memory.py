@@ -3,7 +3,6 @@
 import pytest
 from command_line.test_sweep import assert_same_results
 from helpers.command_line import SWEPT, CommandLine, read, records
-from helpers.slow import sometimes
 
 # Raises XLA's error at the nth call of a function for a pack of two runs.
 RAISE_OUT_OF_MEMORY = """
@@ -40,7 +39,8 @@ MOMENTS = {  # the code, the first step of the halves, and a fragment of the log
 }
 
 
-@pytest.mark.parametrize("moment", sometimes(MOMENTS, "a step after a checkpoint"))
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_pack_is_halved_and_continues(command: CommandLine, swept, tmp_path, moment):
     code, step, reason = MOMENTS[moment]
     done = command.after(code, "sweep", *SWEPT, f"hydra.sweep.dir={tmp_path / 'sweep'}")

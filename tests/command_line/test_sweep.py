@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import shutil
 import signal
 import time
@@ -111,8 +112,8 @@ def test_a_sweep_prints_its_table(swept):
 
 
 def test_a_study_has_two_packs(command: CommandLine, tmp_path):
-    """rank x alpha x targets x lr x seed: 32 points of LoRA in one program, 4 full fine-tunings in another."""
-    study = ["rank=4,8", "alpha=8,16", "targets=qv,all", "lr=1e-3,3e-3", "seed=0,1"]
+    """rank x targets x lr: 8 points of LoRA in one program, 2 full fine-tunings in another."""
+    study = ["rank=4,8", "targets=qv,all", "lr=1e-3,3e-3"]
     process = command.popen(tmp_path / "sweep", *study)
     try:
         while not (tmp_path / "sweep/plan.json").exists() and process.poll() is None:
@@ -123,16 +124,14 @@ def test_a_study_has_two_packs(command: CommandLine, tmp_path):
     packs = [pack["runs"] for pack in read(tmp_path / "sweep/plan.json")["packs"]]
     planned = [name for pack in packs for name in pack]
     lora = {
-        f"alpha={alpha},lr={lr},rank={rank},seed={seed},targets={targets}"
-        for alpha in (8, 16)
+        f"lr={lr},rank={rank},targets={targets}"
         for lr in ("0.001", "0.003")
         for rank in (4, 8)
-        for seed in (0, 1)
         for targets in ("qv", "all")
     }
-    full = {f"lr={lr},method=full,seed={seed}" for lr in ("0.0001", "0.0003") for seed in (0, 1)}
-    assert len(planned) == 36 and set(planned) == lora | full
-    assert [len(pack) for pack in packs] == [32, 4] and set(packs[1]) == full
+    full = {f"lr={lr},method=full" for lr in ("0.0001", "0.0003")}
+    assert len(planned) == 10 and set(planned) == lora | full
+    assert [len(pack) for pack in packs] == [8, 2] and set(packs[1]) == full
 
 
 def assert_same_results(one: Path, other: Path) -> None:
@@ -153,6 +152,7 @@ def assert_same_results(one: Path, other: Path) -> None:
             assert np.abs(tensors[path] - other_tensors[path]).mean() < 1e-5
 
 
+@pytest.mark.slow
 def test_hydras_launcher_gives_the_same_results(command: CommandLine, swept, tmp_path):
     done = command.sweep(tmp_path / "sweep", *SWEPT, "hydra/launcher=basic")
     assert done.returncode == 0, done.stderr
@@ -184,6 +184,7 @@ def test_swept_settings_may_be_in_a_file(command: CommandLine, tmp_path):
     assert {read(tmp_path / "sweep" / name / "summary.json")["seed"] for name in runs(tmp_path / "sweep")} == {1}
 
 
+@pytest.mark.slow
 def test_a_single_point_needs_no_baseline(command: CommandLine, tmp_path):
     done = command.sweep(tmp_path / "sweep", "baseline=none", "steps=1")
     assert done.returncode == 0, done.stderr
@@ -192,20 +193,19 @@ def test_a_single_point_needs_no_baseline(command: CommandLine, tmp_path):
 
 COUNT_COMPILATIONS = """
 import atexit, jax
-missed = []
-jax.monitoring.register_event_listener(lambda name, **_: name.endswith("/cache_misses") and missed.append(name))
-atexit.register(lambda: print("compiled:", len(missed)))
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
+atexit.register(lambda: print("hits:", events.count("cache_hits"), "misses:", events.count("cache_misses")))
 """
 
 
-def test_a_second_start_compiles_nothing(command: CommandLine, tmp_path):
-    overrides = ["rank=4,8", "steps=2", "batch=7"]
-    for folder, again in ((tmp_path / "first", False), (tmp_path / "second", True)):
-        done = command.after(COUNT_COMPILATIONS, "sweep", *overrides, f"hydra.sweep.dir={folder}")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("compiled: 0\n") == again
+def test_a_second_start_compiles_nothing(command: CommandLine, swept, tmp_path):
+    done = command.after(COUNT_COMPILATIONS, "sweep", *SWEPT, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^hits: [1-9]\d* misses: 0$", done.stdout, re.M)
 
 
+@pytest.mark.slow
 def test_runs_of_a_pack_may_have_different_lengths(command: CommandLine, tmp_path):
     overrides = ["steps=3,6", "eval_every=2", "log_every=1", "rank=2", "lr=1e-2"]
     done = command.sweep(tmp_path / "sweep", *overrides, "baseline=none")
@@ -227,6 +227,7 @@ def test_runs_of_a_pack_may_have_different_lengths(command: CommandLine, tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_epochs_determine_the_steps(command: CommandLine, tmp_path):
     sizes = ["batch=1024", "epochs=0.25,0.5", "steps=null", "rank=2", "baseline=none"]
     done = command.sweep(tmp_path / "sweep", *sizes)

@@ -1,6 +1,7 @@
 """Evaluators: what they compute of a pack, which metrics they allow, and a sweep that chooses its metrics."""
 
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 
@@ -57,9 +58,10 @@ def test_scores_are_those_of_each_run_alone_in_the_order_of_the_examples(base, c
         predictions = evaluator.evaluate(split, programs, pack.state.params, pack.constants)
         encoded = tokens.encoded[split]
         batch = encoded.padded(np.arange(len(encoded)), 12, 0)
+        outputs = jax.jit(functools.partial(outputs_of, pack.program))
         for i, found in enumerate(predictions):
             assert found.fields == evaluator.fields(OBJECTIVES["classification"])
-            logits = outputs_of(pack.program, base, pack.params(i), pack.inits[i].constants, batch)
+            logits = outputs(base, pack.params(i), pack.inits[i].constants, batch)
             np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-5)
             figures = score(found, ["accuracy", "loss"])
             assert figures["accuracy"] == (np.argmax(logits, -1) == encoded.labels).mean()
@@ -205,6 +207,7 @@ def test_tokens_of_pairs_have_types_only_if_the_model_reads_them(tiny_model):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow
 def test_a_sweep_selects_by_the_metric_that_is_asked_for(command: CommandLine, tmp_path):
     done = command.sweep(
         tmp_path / "sweep", "rank=4", "baseline=none", "eval_every=2", "task.select=matthews", "task.metrics=[matthews]"

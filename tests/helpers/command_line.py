@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ runpy.run_module(command, run_name="__main__", alter_sys=True)
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Runs ``python -m experiments...`` on the tiny model. All its processes share the caches in `home`."""
+    """Runs ``python -m experiments...`` on the tiny model. All processes of a session share the caches in `home`."""
 
     model: Path
     home: Path
@@ -129,14 +130,26 @@ def runs(sweep: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    return CommandLine(tiny_model, tmp_path_factory.mktemp("home"))
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this session, which all workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
-def swept(command: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def command(session_folder: Path, tiny_model: Path) -> CommandLine:
+    home = session_folder / "home"
+    home.mkdir(exist_ok=True)
+    return CommandLine(tiny_model, home)
+
+
+@pytest.fixture(scope="session")
+def swept(session_folder: Path, command: CommandLine) -> tuple[Path, str]:
     """The folder of an uninterrupted sweep, and its output. Tests must not change the folder."""
-    folder = tmp_path_factory.mktemp("swept") / "sweep"
-    done = command.sweep(folder, *SWEPT)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    folder, output = session_folder / "swept", session_folder / "swept.txt"
+    with FileLock(session_folder / "swept.lock"):
+        if not output.exists():
+            done = command.sweep(folder, *SWEPT)
+            assert done.returncode == 0, done.stderr
+            output.write_text(done.stdout)
+    return folder, output.read_text()

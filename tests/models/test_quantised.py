@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.command_line import CommandLine, read, runs
+from helpers.slow import sometimes
 from scipy.stats import norm
 from train.test_pack import QUICK, RUNS, compare
 
@@ -174,7 +175,14 @@ def test_a_quantised_base_has_the_same_parameters(base, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "merging"), [("nf4", True), ("nf4", False), ("int8", False), ("bf16", True), ("bf16", False)]
+    ("kind", "merging"),
+    [
+        ("nf4", True),
+        ("int8", False),
+        pytest.param("nf4", False, marks=pytest.mark.slow),
+        pytest.param("bf16", True, marks=pytest.mark.slow),
+        pytest.param("bf16", False, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_equal_those_of_the_dequantised_base(base, kind, merging, configure, pack_of, monkeypatch):
     """The forward pass saves no dequantised kernel: the backward pass dequantises it again, for a pack too.
@@ -245,7 +253,7 @@ def test_merging_gives_a_dequantised_model(base, kind, configure):
             np.testing.assert_allclose(parameters(back)[path], leaf, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sometimes(KINDS, "nf4"))
 def test_a_quantised_decoder_generates_what_the_dequantised_one_does(kind):
     config = llama.LlamaConfig(29, 16, 24, 2, 4, num_key_value_heads=2)
     narrow = load.random(jax.eval_shape(lambda: CausalLM(llama.Llama(config))), 0, std=0.5, kind=kind)
@@ -294,10 +302,11 @@ def test_full_fine_tuning_of_a_quantised_base_is_an_error(configure, base):
     assert configure("full", base_storage="bf16").base_storage == "bf16"
 
 
+@pytest.mark.slow
 def test_a_sweep_on_an_nf4_base(command: CommandLine, tmp_path):
     """LoRA trains on the quantised base, full fine-tuning on the unquantised one. The adapter records which."""
     sweep = tmp_path / "sweep"
-    done = command.sweep(sweep, "rank=2,4", "base_storage=nf4")
+    done = command.sweep(sweep, "rank=2,4", "base_storage=nf4", "steps=1")
     assert done.returncode == 0, done.stderr
     assert "2 x lora on the nf4 base" in done.stdout and "1 x full, " in done.stdout
     assert runs(sweep) == ["method=full", "rank=2", "rank=4"]

@@ -73,6 +73,7 @@ def sweep_without_rule(command: CommandLine, tmp_path_factory):
 ALWAYS_REPACK = "from lora_jax.train import loop; loop.Training.should_repack = lambda self: any(self.progress.stopped)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["", ALWAYS_REPACK], ids=["one pack", "repacked"])
 def test_a_run_that_falls_below_the_median_is_ended(command: CommandLine, sweep_without_rule, tmp_path, code):
     sweep = tmp_path / "sweep"
@@ -95,6 +96,7 @@ def test_a_run_that_falls_below_the_median_is_ended(command: CommandLine, sweep_
     assert ("continue in their own pack" in done.stdout) == bool(code)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_stays_stopped_after_a_crash(command: CommandLine, sweep_without_rule, tmp_path):
     sweep = tmp_path / "sweep"
     overrides = [*OVERRIDES, "stop=median", f"hydra.sweep.dir={sweep}"]

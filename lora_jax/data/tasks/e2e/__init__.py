@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.examples import Examples
-from lora_jax.data.prepared import SPLITS, open_builder
+from lora_jax.data.prepared import open_builder, read_splits
 from lora_jax.data.raw import RawFile, raw_folder
 from lora_jax.data.task import Task, TaskData
 
@@ -34,11 +34,10 @@ def load(data_dir: Path | None = None) -> TaskData:
         return E2eNlg(folder=folder, data_dir=prepared)
 
     builder = open_builder(make, raw_folder("e2e", data_dir, FILES, ARCHIVE), [raw.name for raw in FILES])
-    sources = builder.as_data_source()
-    splits = {}
-    for name, tfds_name in SPLITS.items():
-        rows = list(sources[tfds_name])
-        splits[name] = Examples([row["prompt"].decode() for row in rows], [row["reference"].decode() for row in rows])
+    splits = {
+        name: Examples([row["prompt"].decode() for row in rows], [row["reference"].decode() for row in rows])
+        for name, rows in read_splits(builder).items()
+    }
     return TaskData((), splits)
 
 
