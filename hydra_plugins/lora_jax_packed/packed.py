@@ -9,6 +9,7 @@ Hydra imports this file at every start, so JAX is imported only when the launche
 """
 
 import functools
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class PackedLauncher(Launcher):
             distinct = [point for point in points if first[point.config.identity()] is point]
             from lora_jax.sweep.run import run_points  # imports JAX, which the checks above do not need
 
+            gc.freeze()  # else each collection while JAX traces programs would scan what the imports made, in vain
             summaries = run_points(distinct, home=home, group=home.name)
         by_identity = {point.config.identity(): s for point, s in zip(distinct, summaries, strict=True)}
         for job in jobs:

@@ -146,7 +146,7 @@ def command(session_folder: Path, tiny_model: Path) -> CommandLine:
 @pytest.fixture(scope="session")
 def swept(session_folder: Path, command: CommandLine) -> tuple[Path, str]:
     """The folder of an uninterrupted sweep, and its output. Tests must not change the folder."""
-    folder, output = session_folder / "swept", session_folder / "swept.txt"
+    folder, output = session_folder / "swept/sweep", session_folder / "swept.txt"
     with FileLock(session_folder / "swept.lock"):
         if not output.exists():
             done = command.sweep(folder, *SWEPT)
