@@ -174,7 +174,6 @@ def pack_of(texts) -> Callable[..., Pack]:
         batches = TrainBatches(texts, batch=first.batch, buckets=buckets, seeds=[run.seed for run in runs])
         inits = [program.method.init(base, run) for run in runs]
         hypers = [hyper_of(run, run.steps_of(batches.steps_per_epoch)) for run in runs]
-        # One program: without `jit`, every small operation would be compiled separately.
-        return Pack(program, inits, *jax.jit(functools.partial(stack, program))(inits, hypers), batches)
+        return Pack(program, inits, *stack(program, inits, hypers), batches)
 
     return pack_of

@@ -1,7 +1,5 @@
 """The library without the command line: load, adapt, train, merge, save, load again."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -31,8 +29,7 @@ def test_from_a_base_to_an_adapter(tiny_model, tmp_path):
     ]
     method, program = lora_jax.method_of(runs[0].method), lora_jax.program_of(runs[0])
     inits = [method.init(base.model, run) for run in runs]
-    stack = jax.jit(functools.partial(lora_jax.stack, program))
-    state, constants, hyper = stack(inits, [lora_jax.hyper_of(run, 20) for run in runs])
+    state, constants, hyper = lora_jax.stack(program, inits, [lora_jax.hyper_of(run, 20) for run in runs])
 
     texts = ["where is my card?", "the exchange rate is wrong", "close my account"]
     ids = [base.tokenizer.encode(text).ids for text in texts]

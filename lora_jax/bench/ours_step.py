@@ -85,8 +85,7 @@ class Compiled(NamedTuple):
     """The compiled programs of a case.
 
     Attributes:
-      stack: (inits, hypers) -> (state, constants, hyper), as one program. Without `jit` every small operation would be
-        compiled separately.
+      stack: (inits, hypers) -> (state, constants, hyper).
       step: the train step.
       seconds: the time of tracing and compiling the step.
       beside: the number of other cases that were compiled at the same time.
@@ -153,7 +152,7 @@ def _lower(case: LoraJaxCase, base: nnx.Module):
         for rank, init in init_functions.items()
     }
     inits = [init_by_rank[run.rank] for run in runs]
-    stacked = jax.jit(functools.partial(stack, program)).lower(inits, hypers)
+    stacked = stack.lower(program, inits, hypers)
     batch = jax.eval_shape(lambda: batch_of(case))
     lowered = packed_step(program).lower(base, *stacked.out_info, batch)
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
@@ -203,7 +202,7 @@ def sweep(case: LoraJaxCase, start_time: float) -> dict[str, Any]:
     base = jax.block_until_ready(base_of(case))
     clock.lap("load")
     program, inits = program_of(run_of(case, 0)), inits_of(case, base)
-    stacked = jax.jit(functools.partial(stack, program))(inits, hypers_of(case))
+    stacked = stack(program, inits, hypers_of(case))
     batches: Any = [batch_of(case, step) for step in range(case.steps)]
     clock.lap("start")
     compiled = compile_all([case], base)[0].result()

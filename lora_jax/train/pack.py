@@ -50,11 +50,11 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
     inits = [program.method.init(setup.base.model, run) for run in runs]
     hypers = [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]
     shapes = jax.eval_shape(lambda: inits)
-    # One program: without `jit`, every small operation would be compiled separately.
-    stacked = jax.jit(functools.partial(stack, program))(inits, hypers)
-    return Pack(program, points, shapes, np.array(steps), batches, *stacked)
+    return Pack(program, points, shapes, np.array(steps), batches, *stack(program, inits, hypers))
 
 
+# Without `jit`, every small operation would be compiled separately.
+@functools.partial(jax.jit, static_argnums=0)
 def stack(program: Program, inits: Sequence[AdapterInit], hypers: Sequence[Hyper]) -> tuple[RunState, Any, Hyper]:
     """Returns (state, constants, hyper) of a pack at step 0, each leaf ``[runs, ...]``.
 

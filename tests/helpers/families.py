@@ -70,7 +70,8 @@ def model_of(name: str):
         spread = rng.normal(size=leaf.shape, scale=0.15).astype(np.float32)
         return jnp.asarray(spread + any(getattr(key, "name", None) == "scale" for key in keys))
 
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(make))
+    with jax.ensure_compile_time_eval():  # the cached model must not belong to a trace of its first caller
+        return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(make))
 
 
 def inputs_of(name: str, tokens: int = 12) -> tuple[np.ndarray, np.ndarray]:

@@ -55,9 +55,8 @@ def test_an_unknown_implementation_is_an_error():
 @pytest.mark.parametrize("name", ["bert", "deberta", "vit", "llama"])
 def test_tracing_a_model_raises_for_unavailable_cudnn(name):
     """The planner traces every program, so the error comes before anything trains."""
-    model = model_of(name)
     with pytest.raises(UserError, match=r"model\.attention=cudnn is not available: this device is no CUDA GPU"):
-        jax.eval_shape(lambda: model(*inputs_of(name), options=ComputeOptions(attention="cudnn")))
+        jax.eval_shape(lambda: model_of(name)(*inputs_of(name), options=ComputeOptions(attention="cudnn")))
 
 
 @pytest.fixture
@@ -105,11 +104,11 @@ def test_cudnn_gives_the_outputs_and_gradients_of_xla(name, cudnn_calls):
 
 @pytest.mark.parametrize("name, reason", [("gemma2", "caps its scores"), ("gemma3", "layers have different windows")])
 def test_a_model_that_cudnn_does_not_support_uses_xla(name, reason, cudnn_calls):
-    model, (tokens, mask) = model_of(name), inputs_of(name)
-    jax.eval_shape(lambda: model(tokens, mask, options=ComputeOptions(attention="auto")))
+    tokens, mask = inputs_of(name)
+    jax.eval_shape(lambda: model_of(name)(tokens, mask, options=ComputeOptions(attention="auto")))
     assert not cudnn_calls
     with pytest.raises(UserError, match=reason):
-        jax.eval_shape(lambda: model(tokens, mask, options=ComputeOptions(attention="cudnn")))
+        jax.eval_shape(lambda: model_of(name)(tokens, mask, options=ComputeOptions(attention="cudnn")))
 
 
 def test_dropout_packed_sequences_and_decoding_use_xla(cudnn_calls):
