@@ -4,14 +4,15 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import pydantic
 
 from lora_jax.errors import UserError
-from lora_jax.records.schema import MetricsRecord, Record, RunRecord, Summary
+from lora_jax.records.schema import RECORD_VERSION, SEALED_SINCE, MetricsRecord, Record, RunRecord, Summary
+from lora_jax.records.sealed import CHECKSUM, seal, seal_line, unseal, unseal_line
 from lora_jax.records.upgrade import upgrade_run, upgrade_summary
 
 RUN_FILE, METRICS_FILE, SUMMARY_FILE = "run.json", "metrics.jsonl", "summary.json"
@@ -71,22 +72,28 @@ def read_metrics(folder: Path) -> list[MetricsRecord]:
     """Returns the records of ``folder/metrics.jsonl``; none if there is no such file. A torn last line is left out.
 
     Raises:
-      UserError: another line is not JSON, or has no step or no tokens.
+      UserError: another line is damaged, is not JSON, or has no step or no tokens.
     """
     path = Path(folder) / METRICS_FILE
     if not path.exists():
         return []
     *lines, torn = path.read_bytes().split(b"\n")
-    records = []
+    parsed = []
     for number, line in enumerate([*lines, torn] if torn else lines, start=1):
+        where = f"{path}, line {number}"
         try:
             values = json.loads(line)
         except ValueError:
             if number <= len(lines):
-                raise UserError(f"{path}, line {number} is not JSON: {line[:80].decode(errors='replace')!r}") from None
+                raise UserError(f"{where} is not JSON: {line[:80].decode(errors='replace')!r}") from None
             continue
-        records.append(_parsed(MetricsRecord, values, f"{path}, line {number}"))
-    return records
+        if not isinstance(values, dict):
+            raise UserError(f"{where} is not a JSON object: {line[:80].decode(errors='replace')!r}")
+        parsed.append((where, values))
+    sealed = any(CHECKSUM in values for _, values in parsed)  # records of earlier versions have no checksums
+    return [
+        _parsed(MetricsRecord, unseal_line(values, where=where, required=sealed), where) for where, values in parsed
+    ]
 
 
 def write_run(folder: Path, run: RunRecord) -> None:
@@ -105,20 +112,26 @@ def remove_summary(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file. NaN and Infinity are read as Python writes them.
+    """Returns the content of a JSON file, without its hash. NaN and Infinity are read as Python writes them.
 
     Raises:
-      UserError: the file is not JSON.
+      UserError: the file is not JSON, or its content does not fit its hash. Records of earlier versions have none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        return values
+    version = values.get("version", 1)
+    if isinstance(version, int) and version > RECORD_VERSION:  # refused by its reader, which can say so
+        return values
+    return unseal(values, where=str(path), required=isinstance(version, int) and version >= SEALED_SINCE)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` so that `path` holds either the old content or the new, whenever this is interrupted."""
-    _write_atomically(path, json.dumps(value, indent=2, default=_plain) + "\n")
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes `values` and their hash. Whenever this is interrupted, `path` holds the old content or the new."""
+    _write_atomically(path, json.dumps(seal(values), indent=2) + "\n")
 
 
 def is_open(folder: Path) -> bool:
@@ -213,15 +226,17 @@ def _open_locked(path: Path) -> TextIO:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _line(record: MetricsRecord) -> str:
     # Not mode="json": figures may be scalars of NumPy or JAX, which pydantic does not know.
-    return json.dumps(record.model_dump(), default=_plain) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Returns NumPy's and JAX's scalars as Python's numbers, and anything else as text."""
-    return value.item() if hasattr(value, "item") else str(value)
+    return seal_line(record.model_dump())

@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-RECORD_VERSION: Literal[2] = 2
+RECORD_VERSION: Literal[3] = 3
+SEALED_SINCE = 3  # from this version on, files carry a hash of their content
 
 Status = Literal["finished", "stopped", "diverged", "failed"]
 Figures = Mapping[str, int | float]  # metrics by name; validation figures also have the "step" of their validation
@@ -70,7 +71,7 @@ class Data(Record):
 class RunRecord(Record):
     """run.json: what the run is, what was typed for it, and where it ran."""
 
-    version: Literal[2] = RECORD_VERSION
+    version: Literal[3] = RECORD_VERSION
     name: str  # unique within the sweep
     axes: Axes
     config: Mapping[str, Any] = Field(default_factory=dict)  # the settings, resolved
@@ -147,7 +148,7 @@ class Results(Axes):
 class Summary(Results):
     """summary.json. A run without one is running or was interrupted."""
 
-    version: Literal[2] = RECORD_VERSION
+    version: Literal[3] = RECORD_VERSION
     status: Status
 
 

@@ -1,6 +1,6 @@
 """Records of earlier versions, turned into those of today.
 
-Version 1 had no "version" key. It is what lora_jax wrote until November 2026.
+Version 1 had no "version" key, and version 2 had no hashes. Both are of November 2026.
 """
 
 import shlex
@@ -21,8 +21,8 @@ def upgrade_run(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     Raises:
       UserError: the file's version is newer than this program. `where` names the file.
     """
-    if _version(values, where) == RECORD_VERSION:
-        return dict(values)
+    if _version(values, where) > 1:
+        return {**values, "version": RECORD_VERSION}
     config = {_RENAMED_SETTINGS.get(key, key): value for key, value in (values.get("config") or {}).items()}
     overrides = [text for text in values.get("overrides") or [] if isinstance(text, str)]
     data = dict(values.get("data") or {})
@@ -47,8 +47,8 @@ def upgrade_summary(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     Raises:
       UserError: the file's version is newer than this program. `where` names the file.
     """
-    if _version(values, where) == RECORD_VERSION:
-        return dict(values)
+    if _version(values, where) > 1:
+        return {**values, "version": RECORD_VERSION}
     return {**values, "version": RECORD_VERSION, "targets": _text(values.get("targets")), **_method(values)}
 
 

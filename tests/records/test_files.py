@@ -16,6 +16,7 @@ from lora_jax.records import (
     read_metrics,
     read_run,
     read_summary,
+    write_json,
     write_run,
     write_summary,
 )
@@ -28,7 +29,7 @@ def test_records_are_read_as_they_were_written(tmp_path):
     write_summary(tmp_path, results)
     assert read_run(tmp_path) == run and read_summary(tmp_path) == results
     content = json.loads((tmp_path / "run.json").read_text())
-    assert content["version"] == 2 and content["started"] == "2026-01-02T03:04:05" and "start_time" not in content
+    assert content["version"] == 3 and content["started"] == "2026-01-02T03:04:05" and "start_time" not in content
     assert isinstance(read_summary(tmp_path).valid_best["step"], int)
 
 
@@ -46,20 +47,20 @@ def test_a_run_without_a_summary_is_not_over(tmp_path):
 
 def test_unknown_keys_are_ignored(tmp_path):
     for name, record in (("run.json", run_record()), ("summary.json", summary())):
-        (tmp_path / name).write_text(json.dumps(record.to_json() | {"mood": "good"}))
+        write_json(tmp_path / name, record.to_json() | {"mood": "good"})
     assert read_run(tmp_path) == run_record() and read_summary(tmp_path) == summary()
 
 
 @pytest.mark.parametrize(("name", "read"), [("run.json", read_run), ("summary.json", read_summary)])
-@pytest.mark.parametrize("version", [3, "two"])
+@pytest.mark.parametrize("version", [4, "two"])
 def test_a_file_of_a_newer_version_is_refused(tmp_path, name, read, version):
     (tmp_path / name).write_text(json.dumps({"version": version}))
-    with pytest.raises(UserError, match=rf"{name}: version is {version!r}; .* up to version 2"):
+    with pytest.raises(UserError, match=rf"{name}: version is {version!r}; .* up to version 3"):
         read(tmp_path)
 
 
 def test_a_value_of_a_wrong_type_is_refused_by_its_key(tmp_path):
-    (tmp_path / "summary.json").write_text(json.dumps(summary().to_json() | {"rank": "many", "status": "lost"}))
+    write_json(tmp_path / "summary.json", summary().to_json() | {"rank": "many", "status": "lost"})
     with pytest.raises(UserError, match=r"summary\.json: .*rank='many': must be a valid integer.*status='lost'"):
         read_summary(tmp_path)
 
