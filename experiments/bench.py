@@ -19,7 +19,7 @@ def main() -> None:
         bench.add_arguments(own)
         own.set_defaults(run=bench.run)
     args = parser.parse_args()
-    with commands.exit_on_user_error():
+    with commands.exit_on_error():
         page = record.write(args.run(args), args.out, ["python", "-m", "experiments.bench", *sys.argv[1:]])
     print(page.read_text())
     print(f"written to {page} and {page.with_suffix('.json')}")

@@ -10,7 +10,7 @@ from lora_jax import commands
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="a sweep's folder, or a single run's")
-    with commands.exit_on_user_error():
+    with commands.exit_on_error():
         from lora_jax.commands.results import finish
 
         sys.exit(finish(parser.parse_args().folder))

@@ -10,7 +10,7 @@ from lora_jax.analysis.stopping import replay
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.stopping", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="folders of sweeps that trained without stop=median")
-    with commands.exit_on_user_error():
+    with commands.exit_on_error():
         replays = [(folder, pack) for folder in parser.parse_args().folders for pack in replay(folder)]
     for folder, pack in replays:
         print(

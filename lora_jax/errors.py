@@ -1,5 +1,33 @@
-"""The exception for errors of the user, as opposed to errors of the program."""
+"""Errors of the user and of the machine, as opposed to errors of the program."""
+
+import errno
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
     """The input cannot be used. The message names the key, its value, and what would be accepted."""
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# TensorStore, which writes checkpoints, reports a full disk in the text of another error.
+_DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "os error 28", "OS error 28")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether `error`, or an error that it followed from, reports a full disk."""
+    return any(
+        (isinstance(cause, OSError) and cause.errno in _DISK_FULL)
+        or any(text in str(cause) for text in _DISK_FULL_TEXTS)
+        for cause in _chain(error)
+    )
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Returns whether `error` is an interrupt, or was raised while an interrupt ended what it was raised in."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -13,7 +13,6 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
@@ -32,27 +31,35 @@ class PackedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Trains the jobs. Returns a JobReturn per job: its best validation metric, or nan for a run without one."""
-        from lora_jax.commands import exit_on_user_error
-        from lora_jax.commands.composition import note_point
+        from lora_jax.commands import exit_on_error
+        from lora_jax.commands.arguments import quoted
+        from lora_jax.commands.composition import note_point, plain
         from lora_jax.config import parse
+        from lora_jax.config.point import check_names
         from lora_jax.sweep.baseline import baselines
 
         setup_globals()
         home = Path(self.config.hydra.sweep.dir)
-        with exit_on_user_error():
-            jobs = [self._job(note_point, overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        with exit_on_error(home):
+            configs = [self._composed(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+            check_names({str(config.hydra.sweep.subdir) for config in configs})
+            jobs = [self._job(note_point, config) for config in configs]
             points = [job.return_value for job in jobs]
-            resume = [f"resume='{points[0].config.resume}'"] if points[0].config.resume else []
+            resume = [f"resume={quoted(points[0].config.resume)}"] if points[0].config.resume else []
             # Hydra takes a tenth of a second to compose settings, and most points have the same baseline.
-            compose = functools.cache(lambda overrides: parse(self._compose(overrides)))
+            compose = functools.cache(lambda overrides: parse(plain(self._composed(overrides))))
             for overrides in baselines([(p.overrides, p.config) for p in points], compose):
                 if (identity := compose(overrides).identity()) not in self.baselines:
                     self.baselines.add(identity)
-                    job = self._job(note_point, [*overrides, *resume], initial_job_idx + len(points))
-                    points.append(job.return_value)
+                    config = self._composed([*overrides, *resume], initial_job_idx + len(points))
+                    points.append(self._job(note_point, config).return_value)
             # Equal runs (such as full fine-tuning at two ranks) train once.
             first = {point.config.identity(): point for point in reversed(points)}
             distinct = [point for point in points if first[point.config.identity()] is point]
+            check_names(point.name for point in distinct)
+            for point in points:
+                if point.name != (trained := first[point.config.identity()].name):
+                    print(f"{point.name} is the same run as {trained}, which is trained once", flush=True)
             from lora_jax.sweep.run import run_points  # imports JAX, which the checks above do not need
 
             gc.freeze()  # else each collection while JAX traces programs would scan what the imports made, in vain
@@ -63,10 +70,10 @@ class PackedLauncher(Launcher):
             job.return_value = float("nan") if score is None else score
         return jobs
 
-    def _job(self, task: TaskFunction, overrides: Sequence[str], index: int) -> JobReturn:
-        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = index
+    def _composed(self, overrides: Sequence[str], index: int = 0) -> DictConfig:
+        return compose_job(self.context, self.config, overrides, index)
+
+    def _job(self, task: TaskFunction, config: DictConfig) -> JobReturn:
         job = run_job(
             task_function=task,
             config=config,
@@ -79,18 +86,29 @@ class PackedLauncher(Launcher):
             raise job._return_value
         return job
 
-    def _compose(self, overrides: Sequence[str]) -> dict[str, Any]:
-        from lora_jax.commands.composition import plain
-
-        return plain(self.context.config_loader.load_sweep_config(self.config, list(overrides)))
-
 
 class PackedSweeper(BasicSweeper):
-    """Hydra's basic sweeper, without its composition of every job, which PackedLauncher does anyway before training."""
+    """Hydra's basic sweeper, with another check of jobs before they are launched.
+
+    PackedLauncher composes every job anyway before it trains. For other launchers, jobs must have different folders.
+    """
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        if not isinstance(self.launcher, PackedLauncher):
-            super().validate_batch_is_legal(batch)
+        if isinstance(self.launcher, PackedLauncher):
+            return
+        from lora_jax.config.point import check_names
+
+        assert self.hydra_context is not None and self.config is not None
+        configs = [compose_job(self.hydra_context, self.config, overrides, i) for i, overrides in enumerate(batch)]
+        check_names(str(config.hydra.sweep.subdir) for config in configs)
+
+
+def compose_job(context: HydraContext, master: DictConfig, overrides: Sequence[str], index: int) -> DictConfig:
+    """Returns the settings of one job of a multirun, with its number."""
+    config = context.config_loader.load_sweep_config(master, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = config.hydra.job.num = index
+    return config
 
 
 @dataclass

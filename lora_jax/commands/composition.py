@@ -1,5 +1,6 @@
 """Composes settings with Hydra, and trains the runs that they describe."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_jax.commands.refusals import exit_on_user_error
+from lora_jax.commands.refusals import exit_on_error
 from lora_jax.config import RunConfig, parse
 from lora_jax.config.point import Point
 from lora_jax.errors import UserError
@@ -20,8 +21,11 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 
 
 def point_name(override_dirname: str, method: str) -> str:
-    """Returns the name of a point's folder: Hydra's name without slashes, or the method if that is empty."""
-    return override_dirname.replace("/", "_") or f"method={method}"
+    """Returns the name of a point's folder: Hydra's name, or the method if that is empty.
+
+    Slashes and control characters are percent-encoded, so different overrides have different names.
+    """
+    return re.sub(r"[%/\x00-\x1f\x7f]", lambda match: f"%{ord(match[0]):02X}", override_dirname) or f"method={method}"
 
 
 # conf/run.yaml names the folders of points with this resolver.
@@ -57,13 +61,14 @@ def note_point(config: DictConfig) -> Point:
 
 def train(config: DictConfig) -> float:
     """Trains the one run that Hydra has composed. Returns its best validation metric, or nan."""
-    with exit_on_user_error():
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else folder
+    with exit_on_error(sweep):
         from lora_jax.sweep.run import run_points
 
         point = note_point(config)
-        hydra = HydraConfig.get()
-        group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else point.name
-        (summary,) = run_points([point], home=point.folder, group=group)
+        (summary,) = run_points([point], home=folder, group=sweep.name, sweep=sweep)
         score = summary.score("valid")
         return float("nan") if score is None else score
 

@@ -1,12 +1,14 @@
-"""Prints a user's error as one line on standard error, with exit status 2."""
+"""Prints errors of the user and the machine as one line on standard error, with exit status 2."""
 
 import contextlib
+import errno
 import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, is_disk_full, is_interrupt
 
 _NO_GROUP_VALUE = re.compile(
     r"Could not find '(?P<group>.+)/(?P<value>[^/]+)'\s+Available options in '[^']*':\s+(?P<options>(?:\t[^\n]+\n?)+)"
@@ -15,13 +17,41 @@ _NO_KEY = re.compile(r"Key '(?P<key>[^']+)' is not in struct\s+full_key: (?P<pat
 
 
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Ends the process on a UserError: prints its message without a traceback, with exit status 2."""
+def exit_on_error(folder: Path | None = None) -> Iterator[None]:
+    """Ends the process on a UserError, a full disk, or a file that cannot be read or written.
+
+    It prints one line without a traceback, with exit status 2. Other errors are errors of the program.
+
+    Args:
+      folder: the folder of the command's results, with which a full disk's line says how to continue.
+    """
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        message = str(error)
+    except Exception as error:
+        explained = None if is_interrupt(error) else _explain_system(error, folder)
+        if explained is None:
+            raise
+        message = explained
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# A bug may cause any other OSError, so those keep their traceback.
+_EXPLAINED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)
+
+
+def _explain_system(error: Exception, folder: Path | None) -> str | None:
+    """Returns a line on an error of the system; None if it is another error."""
+    if is_disk_full(error):
+        resume = "" if folder is None else f", then continue with resume={folder}"
+        return f"the disk is full ({' '.join(str(error).split())[:300]}); free some space{resume}"
+    if isinstance(error, OSError) and error.errno in _EXPLAINED and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; make it accessible, or choose another place"
+    return None
 
 
 def explain_hydra(error: Exception, settings: list[str]) -> str:

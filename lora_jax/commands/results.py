@@ -6,6 +6,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from lora_jax.commands.arguments import quoted
 from lora_jax.commands.composition import CONF, plain, point_name
 from lora_jax.config import RunConfig, parse
 from lora_jax.config.point import Point
@@ -29,7 +30,9 @@ def complete(sweep: Path) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
 
         def settings(overrides: Sequence[str]) -> RunConfig:
-            return parse(plain(compose("sweep", [*overrides, f"resume='{sweep}'", f"hydra.searchpath={search_path}"])))
+            return parse(
+                plain(compose("sweep", [*overrides, f"resume={quoted(sweep)}", f"hydra.searchpath={search_path}"]))
+            )
 
         trained = [(row.run.overrides, settings(row.run.overrides)) for row in rows]
         points = []

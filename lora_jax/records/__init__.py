@@ -21,6 +21,10 @@ from lora_jax.records.files import (
     write_run,
     write_summary,
 )
+from lora_jax.records.flat import flat
+from lora_jax.records.inputs import inputs_key
+from lora_jax.records.lock import LOCK_FILE, locked
+from lora_jax.records.plan import PLAN_FILE, PlannedPack, read_plan, write_plan
 from lora_jax.records.schema import (
     RECORD_VERSION,
     Axes,
@@ -37,7 +41,9 @@ from lora_jax.records.schema import (
 )
 
 __all__ = [
+    "LOCK_FILE",
     "METRICS_FILE",
+    "PLAN_FILE",
     "RECORD_VERSION",
     "RUN_FILE",
     "SUMMARY_FILE",
@@ -48,19 +54,25 @@ __all__ = [
     "MetricsFile",
     "MetricsRecord",
     "PackRecord",
+    "PlannedPack",
     "Record",
     "Results",
     "RunRecord",
     "Status",
     "Summary",
     "find_runs",
+    "flat",
+    "inputs_key",
     "is_open",
+    "locked",
     "read_json",
     "read_metrics",
+    "read_plan",
     "read_run",
     "read_summary",
     "remove_summary",
     "write_json",
+    "write_plan",
     "write_run",
     "write_summary",
 ]

@@ -23,11 +23,11 @@ _NO_RUNS = {".hydra", "report", "checkpoints", "adapter", "wandb"}
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def find_runs(sweep: Path) -> list[Path]:
+def find_runs(sweep: Path, *, required: bool = True) -> list[Path]:
     """Returns the folders of the runs in `sweep`, or `sweep` itself where it is a run's folder.
 
     Raises:
-      UserError: there is no run in `sweep`.
+      UserError: there is no run in `sweep`, and one is required.
     """
     folders = []
     for folder, subfolders, files in os.walk(sweep):
@@ -35,7 +35,7 @@ def find_runs(sweep: Path) -> list[Path]:
             folders.append(Path(folder))
             subfolders.clear()
         subfolders[:] = sorted(set(subfolders) - _NO_RUNS)
-    if not folders:
+    if required and not folders:
         missing = "is empty of runs" if Path(sweep).is_dir() else "is no folder"
         raise UserError(
             f"{sweep} {missing}. Expected a sweep's folder, which holds a folder for every run "
@@ -52,7 +52,7 @@ def read_run(folder: Path) -> RunRecord:
     """
     path = Path(folder) / RUN_FILE
     values = upgrade_run(_mapping(path), where=str(path))
-    return _parsed(RunRecord, {**values, "name": values.get("name") or path.parent.name}, path)
+    return parse_record(RunRecord, {**values, "name": values.get("name") or path.parent.name}, path)
 
 
 def read_summary(folder: Path) -> Summary | None:
@@ -65,7 +65,7 @@ def read_summary(folder: Path) -> Summary | None:
     if not path.exists():
         return None
     values = upgrade_summary(_mapping(path), where=str(path))
-    return _parsed(Summary, {**values, "name": values.get("name") or path.parent.name}, path)
+    return parse_record(Summary, {**values, "name": values.get("name") or path.parent.name}, path)
 
 
 def read_metrics(folder: Path) -> list[MetricsRecord]:
@@ -92,7 +92,8 @@ def read_metrics(folder: Path) -> list[MetricsRecord]:
         parsed.append((where, values))
     sealed = any(CHECKSUM in values for _, values in parsed)  # records of earlier versions have no checksums
     return [
-        _parsed(MetricsRecord, unseal_line(values, where=where, required=sealed), where) for where, values in parsed
+        parse_record(MetricsRecord, unseal_line(values, where=where, required=sealed), where)
+        for where, values in parsed
     ]
 
 
@@ -126,7 +127,12 @@ def read_json(path: Path) -> Any:
     version = values.get("version", 1)
     if isinstance(version, int) and version > RECORD_VERSION:  # refused by its reader, which can say so
         return values
-    return unseal(values, where=str(path), required=isinstance(version, int) and version >= SEALED_SINCE)
+    return unseal(
+        values,
+        where=str(path),
+        required=isinstance(version, int) and version >= SEALED_SINCE,
+        advice="restore it from a copy, or remove it and resume its sweep",
+    )
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -190,7 +196,8 @@ def _mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parsed(kind: type[AnyRecord], values: Any, where: Path | str) -> AnyRecord:
+def parse_record(kind: type[AnyRecord], values: Any, where: Path | str) -> AnyRecord:
+    """Returns the record of this kind with `values`. Raises UserError if a value has a wrong type."""
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:

@@ -20,13 +20,16 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: _sha256(plain)}
 
 
-def unseal(values: Mapping[str, Any], *, where: str, required: bool = True) -> dict[str, Any]:
+def unseal(
+    values: Mapping[str, Any], *, where: str, required: bool = True, advice: str = "restore it from a copy"
+) -> dict[str, Any]:
     """Returns the content of a sealed object, without its hash.
 
     Args:
       values: the object, as read from a file.
       where: names the file in an error.
       required: whether an object without a hash is an error.
+      advice: the end of the error's message.
 
     Raises:
       UserError: the hash does not fit the content, or is missing.
@@ -34,9 +37,9 @@ def unseal(values: Mapping[str, Any], *, where: str, required: bool = True) -> d
     content = {key: value for key, value in values.items() if key != SEAL}
     if SEAL not in values:
         if required:
-            raise UserError(f"{where} is damaged: it has no {SEAL}; restore it from a copy")
+            raise UserError(f"{where} is damaged: it has no {SEAL}; {advice}")
     elif values[SEAL] != _sha256(content):
-        raise UserError(f"{where} is damaged: its content does not fit its {SEAL}; restore it from a copy")
+        raise UserError(f"{where} is damaged: its content does not fit its {SEAL}; {advice}")
     return content
 
 

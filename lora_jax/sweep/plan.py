@@ -4,9 +4,10 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from lora_jax.config.point import Point
+from lora_jax.records import PlannedPack
 
 # A run may share a pack if its work there, with padding, is at most this multiple of its work alone.
 MAX_PADDED_WORK = 2.0
@@ -32,10 +33,17 @@ class PackPlan:
     tokens: int
     flops: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Returns the pack's entry in plan.json."""
-        names = ("index", "bytes", "exact", "steps", "tokens", "flops")
-        return {name: getattr(self, name) for name in names} | {"runs": [point.name for point in self.points]}
+    @classmethod
+    def from_record(cls, record: PlannedPack, points: tuple[Point, ...]) -> "PackPlan":
+        """Returns the pack of a record in plan.json, with the points that its names stand for."""
+        return cls(points=points, **record.model_dump(exclude={"runs"}))
+
+    def as_record(self) -> PlannedPack:
+        """Returns the pack's record in plan.json."""
+        names = tuple(point.name for point in self.points)
+        return PlannedPack(
+            runs=names, **{name: getattr(self, name) for name in PlannedPack.model_fields if name != "runs"}
+        )
 
     def part(self, index: int, members: Sequence[int]) -> "PackPlan":
         """Returns a pack of the runs at `members`, with a proportional share of the costs."""

@@ -1,5 +1,6 @@
 """Runs a sweep: checks and loads everything, plans packs, and trains one pack after another."""
 
+import collections
 import contextlib
 import dataclasses
 import gc
@@ -15,13 +16,14 @@ import jax
 
 from lora_jax.cache import cache_folder
 from lora_jax.config.point import Point
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, is_disk_full, is_interrupt
 from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
-from lora_jax.records import RECORD_VERSION, RUN_FILE, Summary, read_json, write_run, write_summary
+from lora_jax.records import RUN_FILE, Summary, inputs_key, locked, write_run, write_summary
 from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
 from lora_jax.sweep.plan import PackPlan
 from lora_jax.sweep.plan_file import next_index, plan_points, replace_pack
+from lora_jax.sweep.resume import RecordedInputs, check_inputs, check_runs, recorded_inputs
 from lora_jax.sweep.setups import Setups
 from lora_jax.sweep.speed import rough_seconds
 from lora_jax.sweep.train_pack import train_pack
@@ -35,7 +37,7 @@ from lora_jax.train.step import program_of
 MAX_NAMES = 8  # names of a pack's runs in the printed plan; plan.json has all names
 
 
-def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summary]:
+def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path | None = None) -> list[Summary]:
     """Trains `points` in packs, and returns their summaries in order. Each summary is in its point's folder too.
 
     A point that has results is not run again. A pack that fails is reported, and the other packs still train.
@@ -44,11 +46,16 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summa
       points: the runs. Each has its own folder.
       home: the folder of plan.json and the checkpoints.
       group: the W&B group.
+      sweep: the folder of the whole sweep, if these points are a part of it; by default `home`.
 
     Raises:
-      UserError: a folder already has a run, a base or a task does not allow the settings, or the disk is too small.
-        This is raised before training.
+      UserError: a folder already has a run, or one of other settings, base or data; a base or a task does not allow the
+        settings; another process uses `home`; or the disk is too small. This is raised before training. It is also
+        raised when the disk is full, and the points can then be resumed.
     """
+    sweep = sweep or home
+    _refuse_shared_folders(points)
+    home.mkdir(parents=True, exist_ok=True)
     # Compiled programs are cached for later starts, in a folder that only this user can read.
     compiled = cache_folder() / "xla"
     compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,25 +63,33 @@ def run_points(points: Sequence[Point], *, home: Path, group: str) -> list[Summa
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     for name in ("absl", "jax._src.xla_bridge"):  # orbax logs every step, and JAX logs that there is no TPU
         logging.getLogger(name).setLevel(logging.WARNING)
-    _refuse_existing_runs(points)
-    _refuse_old_checkpoints(points)
-    for point in points:
-        check_metrics(point.config)
-    with ProgressDisplay() as display:
-        sweep = Sweep(home, group, display, Setups(), TrackingSession())
-        sweep.validate(points)
-        display.stage("planning")
-        costs = Costs(sweep.setups)
-        packs = plan_points(points, home, costs)
-        _refuse_full_disk(packs, home, costs)
-        for pack in packs:
-            display.say(describe_pack(pack))
-        for pack in packs:
-            sweep.run_pack(pack)
-    summaries = [record.done_summary(point.folder) for point in points]
-    if all(summary.status != "failed" for summary in summaries):
-        shutil.rmtree(home / "checkpoints", ignore_errors=True)
-    return summaries
+    with locked(home):
+        check_runs(points)
+        for point in points:
+            check_metrics(point.config)
+        with ProgressDisplay() as display:
+            run = Sweep(home, group, display, Setups(), TrackingSession())
+            run.validate(points, recorded_inputs(sweep))
+            display.stage("planning")
+            costs = Costs(run.setups)
+            packs = plan_points(points, home, costs)
+            _refuse_full_disk(packs, home, costs)
+            for pack in packs:
+                display.say(describe_pack(pack))
+            try:
+                for pack in packs:
+                    run.run_pack(pack)
+            except Exception as error:
+                if not is_disk_full(error):
+                    raise
+                raise UserError(
+                    f"{sweep}: the disk is full ({' '.join(str(error).split())[:200]}); free some space, then continue "
+                    f"with resume={sweep}"
+                ) from error
+        summaries = [record.done_summary(point.folder) for point in points]
+        if all(summary.status != "failed" for summary in summaries):
+            shutil.rmtree(home / "checkpoints", ignore_errors=True)
+        return summaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +102,21 @@ class Sweep:
     setups: Setups
     tracking: TrackingSession
 
-    def validate(self, points: Sequence[Point]) -> None:
+    def validate(self, points: Sequence[Point], recorded: RecordedInputs) -> None:
         """Loads the setup of every point and checks its settings.
 
+        Args:
+          points: the runs.
+          recorded: the runs that the whole sweep already has.
+
         Raises:
-          UserError: a setup cannot be loaded, or does not allow the settings of a point.
+          UserError: a setup cannot be loaded, does not allow the settings of a point, or differs from the base or data
+            of a recorded run.
         """
         for point in points:
             self.display.stage(f"loading {point.config.model.name} and {point.config.task.name}")
             setup = self.setups.get(point.config)
+            check_inputs(setup, recorded.get(inputs_key(point.config.model_dump(mode="json")), ()))
             method_of(point.config.method).validate(setup.base.model, point.config)
             build_evaluators(program_of(point.config), setup.base, point.config, setup.tokens)
 
@@ -108,8 +129,8 @@ class Sweep:
         """
         if all(record.is_done(point.folder) for point in pack.points):
             return
+        setup = self.setups.get(pack.points[0].config)
         try:
-            setup = self.setups.get(pack.points[0].config)
             unfinished = train_pack(
                 setup,
                 pack,
@@ -121,6 +142,8 @@ class Sweep:
             parts = [[i for i in range(len(pack.points)) if i not in unfinished], unfinished] if unfinished else []
             reason = f"{len(unfinished)} of {len(pack.points)} runs are unfinished and continue in their own pack"
         except Exception as error:
+            if is_disk_full(error) or is_interrupt(error):
+                raise
             if not is_out_of_memory(error) or len(pack.points) == 1:
                 self._fail(pack, error)
                 return
@@ -148,7 +171,9 @@ class Sweep:
         packs = [pack.part(first_index + i, members) for i, members in enumerate(parts)]
         fingerprint = self.setups.get(pack.points[0].config).base.fingerprint
         split = [(self.folder_of(part), runs, self._arrays(part)) for part, runs in zip(packs, parts, strict=True)]
-        with contextlib.closing(PackCheckpoints(self.folder_of(pack), base_fingerprint=fingerprint)) as checkpoints:
+        names = [point.name for point in pack.points]
+        whole = PackCheckpoints(self.folder_of(pack), base_fingerprint=fingerprint, runs=names, warn=self.display.say)
+        with contextlib.closing(whole) as checkpoints:
             step = checkpoints.split(self._arrays(pack), split)
         replace_pack(pack, packs, self.home)
         shutil.rmtree(self.folder_of(pack), ignore_errors=True)
@@ -190,26 +215,10 @@ def describe_pack(pack: PackPlan) -> str:
     )
 
 
-def _refuse_existing_runs(points: Sequence[Point]) -> None:
-    for point in points:
-        if point.config.resume is None and (point.folder / RUN_FILE).exists():
-            raise UserError(
-                f"{point.folder} already has a run; continue it with resume=<its sweep's folder>, or choose another "
-                f"folder with hydra.sweep.dir=<new folder>"
-            )
-
-
-def _refuse_old_checkpoints(points: Sequence[Point]) -> None:
-    """Refuses to resume runs of which only an earlier version can read the checkpoints."""
-    for point in points:
-        if not (point.folder / RUN_FILE).exists() or record.is_done(point.folder):
-            continue
-        if (version := read_json(point.folder / RUN_FILE).get("version", 1)) != RECORD_VERSION:
-            raise UserError(
-                f"{point.folder} is not finished, and an earlier version of lora_jax wrote it (records of version "
-                f"{version}, this is {RECORD_VERSION}), whose checkpoints this one cannot read; finish it with that "
-                f"version (commit 0140d3d), or start anew with hydra.sweep.dir=<new folder>"
-            )
+def _refuse_shared_folders(points: Sequence[Point]) -> None:
+    for kind, values in (("name", [p.name for p in points]), ("folder", [str(p.folder.resolve()) for p in points])):
+        if shared := [value for value, count in collections.Counter(values).items() if count > 1]:
+            raise UserError(f"several points have the {kind} {shared[0]}; give each its own")
 
 
 def _refuse_full_disk(packs: Sequence[PackPlan], home: Path, costs: Costs) -> None:

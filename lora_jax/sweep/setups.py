@@ -1,8 +1,10 @@
 """Caches the bases and tasks of a sweep, so that each is loaded once if memory allows."""
 
 from lora_jax.config import RunConfig
+from lora_jax.errors import UserError
+from lora_jax.records import inputs_key
 from lora_jax.train.memory import budget, size
-from lora_jax.train.setup import Setup, load_setup, setup_key
+from lora_jax.train.setup import Setup, load_setup
 
 SHARE = 0.25  # largest share of the memory free at the start that cached bases may take
 
@@ -15,14 +17,26 @@ class Setups:
 
     def __init__(self, capacity: int | None = None):
         self._capacity = round(SHARE * budget()) if capacity is None else capacity
-        self._setups: dict[tuple[object, ...], Setup] = {}  # in order of use, the most recent last
+        self._setups: dict[tuple[str, ...], Setup] = {}  # in order of use, the most recent last
+        self._fingerprints: dict[tuple[str, ...], tuple[str, str]] = {}  # of base and data, when they were first loaded
 
     def get(self, run: RunConfig) -> Setup:
-        """Returns the setup that `run` needs. Raises UserError as `load_setup` does."""
-        key = setup_key(run)
+        """Returns the setup that `run` needs.
+
+        Raises:
+          UserError: as `load_setup` does, or the base or the data has changed since it was loaded before.
+        """
+        key = inputs_key(run.model_dump(mode="json"))
         if key not in self._setups:
             self._evict(self._capacity // 2)  # frees memory before the new base is loaded
-            self._setups[key] = load_setup(run)
+            setup = load_setup(run)
+            fingerprints = setup.base.fingerprint, setup.data.fingerprint
+            if self._fingerprints.setdefault(key, fingerprints) != fingerprints:
+                raise UserError(
+                    f"{run.model.source} or the data of task={run.task.name} has changed while the sweep ran; restore "
+                    f"it, and resume the sweep"
+                )
+            self._setups[key] = setup
         self._setups[key] = self._setups.pop(key)
         self._evict(self._capacity)
         return self._setups[key]

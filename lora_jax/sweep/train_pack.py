@@ -53,9 +53,9 @@ def train_pack(
     interval = pack.batches.steps_per_epoch if config.eval_every == "epoch" else config.eval_every
     validate = Validate.every(interval, pack.steps, evaluators, scorings)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(
-            contextlib.closing(PackCheckpoints(checkpoints, base_fingerprint=setup.base.fingerprint))
-        )
+        names = [point.name for point in plan.points]
+        store = PackCheckpoints(checkpoints, base_fingerprint=setup.base.fingerprint, runs=names, warn=display.say)
+        stack.enter_context(contextlib.closing(store))
         progress, best = Progress.start(len(plan.points)), copied(pack.state.params)
         training = Training(plan.index, setup, pack, compiled, store, display, progress, best, {})
         resumed = restore(training)

@@ -4,8 +4,13 @@ A pack is saved as a whole, because a run continues bit for bit only in the same
 """
 
 import contextlib
+import logging
 import shutil
-from collections.abc import Sequence
+import sys
+import textwrap
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +18,35 @@ import jax
 import numpy as np
 from etils import epy
 
+from lora_jax.errors import UserError
+from lora_jax.records.sealed import seal, unseal
+from lora_jax.train.memory import is_out_of_memory
+
 with epy.lazy_imports():  # a quarter of a second, which a sweep spends only once its programs are compiled
     import orbax.checkpoint as ocp
 
+logger = logging.getLogger("lora_jax")
+
 
 class PackCheckpoints:
-    """Checkpoints of one pack. Orbax writes them in the background and keeps the newest two."""
+    """Checkpoints of one pack. Orbax writes them in the background and keeps the newest two.
 
-    def __init__(self, folder: Path, *, base_fingerprint: str):
+    Args:
+      folder: the folder of the checkpoints.
+      base_fingerprint: the fingerprint of the base of the runs.
+      runs: the names of the runs, in the order of the pack.
+      warn: receives a line for each damaged checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, *, base_fingerprint: str, runs: Sequence[str], warn: Callable[[str], None] = logger.warning
+    ):
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)  # orbax needs absolute paths
-        self._fingerprint = base_fingerprint
+        self._folder = folder.absolute()  # orbax needs absolute paths
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._owner = {"base": base_fingerprint, "runs": list(runs)}
+        self._warn = warn
+        self._damaged: list[int] = []
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
         """Starts to save a checkpoint, and returns before it is on disk.
@@ -35,35 +58,60 @@ class PackCheckpoints:
           arrays: a pytree of arrays.
           progress: any JSON object.
         """
+        while self._damaged:
+            self._manager.delete(self._damaged.pop())
         if step == self._manager.latest_step():
             return
         # The train step donates these buffers while orbax is still writing, so orbax gets a copy.
         host_copy = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(arrays))
-        note = {"base": self._fingerprint, **progress}
+        note = seal({**self._owner, "arrays": _checksums(host_copy), **progress})
         self._manager.save(
             step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(host_copy), note=ocp.args.JsonSave(note))
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Returns the newest complete checkpoint as (arrays, progress), or None if there is none.
+        """Returns the newest intact checkpoint as (arrays, progress), or None if there is none.
 
         Args:
           like: arrays or shapes with the structure of the saved arrays.
 
         Raises:
-          ValueError: the checkpoint belongs to another base.
+          UserError: the checkpoint belongs to another base or to other runs.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract), note=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        if restored.note["base"] != self._fingerprint:
-            raise ValueError(
-                f"the checkpoint is for base {restored.note['base'][:12]}, this base is {self._fingerprint[:12]}"
-            )
-        return restored.arrays, restored.note
+        with _quiet():
+            for step in sorted(self._manager.all_steps(), reverse=True):
+                try:
+                    note = self._read_note(step)
+                    if self._is_owner(note):
+                        return self._read_arrays(step, abstract, note["arrays"]), note
+                except Exception as error:  # orbax and its stores raise exceptions of many types
+                    if is_out_of_memory(error):
+                        raise
+                    self._damaged.append(step)
+                    reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120)
+                    self._warn(f"{self._folder / str(step)} is damaged and is not used ({reason})")
+                    continue
+                raise UserError(
+                    f"{self._folder / str(step)} is a checkpoint of other runs or of another base ({_text(note)}), "
+                    f"expected {_text(self._owner)}; remove the folder to train these runs from their start"
+                )
+        if self._damaged:
+            self._warn(f"{self._folder} has no intact checkpoint, so its runs start anew from step 0")
+        return None
+
+    def _is_owner(self, note: Mapping[str, Any]) -> bool:
+        return {key: note[key] for key in self._owner} == self._owner
+
+    def _read_note(self, step: int) -> dict[str, Any]:
+        restored = self._manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))
+        return unseal(restored.note, where="its note")
+
+    def _read_arrays(self, step: int, abstract: Any, checksums: Mapping[str, str]) -> Any:
+        restored = self._manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract)))
+        if _checksums(restored.arrays) != checksums:
+            raise ValueError("its arrays do not fit their checksums")
+        return restored.arrays
 
     def split(self, like: Any, parts: Sequence[tuple[Path, Sequence[int], Any]]) -> int | None:
         """Splits the newest checkpoint into checkpoints of smaller packs.
@@ -93,7 +141,9 @@ class PackCheckpoints:
                 for name, value in note["progress"].items()
             }
             shutil.rmtree(folder, ignore_errors=True)  # may remain of an interrupted split
-            with contextlib.closing(PackCheckpoints(folder, base_fingerprint=self._fingerprint)) as checkpoints:
+            names = [note["runs"][i] for i in runs]
+            part = PackCheckpoints(folder, base_fingerprint=note["base"], runs=names)
+            with contextlib.closing(part) as checkpoints:
                 checkpoints.save(
                     note["progress"]["step"], jax.tree_util.tree_map_with_path(take, shapes), {"progress": progress}
                 )
@@ -103,3 +153,29 @@ class PackCheckpoints:
         """Waits until all checkpoints are on disk, and closes the manager."""
         with contextlib.closing(self._manager):
             self._manager.wait_until_finished()
+
+
+def _checksums(arrays: Any) -> dict[str, str]:
+    """Returns the dtype, shape and CRC-32 of every array, by path. A CRC-32 takes a third of the time of a SHA-256."""
+    checksums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        array = np.ascontiguousarray(leaf)
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
+        checksums[jax.tree_util.keystr(path)] = f"{array.dtype.name}{list(array.shape)} {crc:08x}"
+    return checksums
+
+
+def _text(owner: Mapping[str, Any]) -> str:
+    return f"base {owner['base'][:12]}, runs {', '.join(owner['runs'])}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what orbax's threads print beside the exception that a damaged checkpoint raises."""
+    hooks, log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
+    sys.excepthook, sys.unraisablehook, log.disabled = lambda *_: None, lambda _: None, True
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        (sys.excepthook, sys.unraisablehook), log.disabled = hooks, False

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from lora_jax.data.batches import Batch
+from lora_jax.errors import is_disk_full
 from lora_jax.methods import AdapterInit
 from lora_jax.train.optimizer import Hyper
 from lora_jax.train.step import Program, RunState, init_state, loss_of
@@ -38,8 +39,11 @@ def peak_bytes(compiled: Any) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether `error` reports too little memory, on the device or in a plan for it."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    """Returns whether `error` reports too little memory, on the device or in a plan for it.
+
+    A full disk, which orbax also reports as RESOURCE_EXHAUSTED, is no lack of memory.
+    """
+    return (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)) and not is_disk_full(error)
 
 
 def added_bytes(compiled: Any) -> int:

@@ -26,13 +26,6 @@ class Setup:
         return self.tokens.train_batches(run, seeds)
 
 
-def setup_key(run: RunConfig) -> tuple[object, ...]:
-    """Returns the settings that determine a setup. Runs with equal keys share one."""
-    model, task = run.model, run.task
-    data = (task.name, task.data_dir, max(task.buckets), task.eval_examples)
-    return (*data, model.source, model.family, model.pool, run.dtype, run.base_storage)
-
-
 def load_setup(run: RunConfig) -> Setup:
     """Loads the base and the task that `run` needs.
 
