@@ -67,7 +67,7 @@ def test_a_killed_sweep_resumes(command: CommandLine, swept, tmp_path, moment):
 @pytest.mark.slow
 def test_a_sweep_killed_from_outside_resumes(command: CommandLine, swept, tmp_path):
     """The process gets SIGKILL once a run has metrics, at an arbitrary moment."""
-    process = command.popen(tmp_path / "sweep", *SWEPT)
+    process = command.popen(*SWEPT, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     while not (tmp_path / "sweep/rank=4/metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.01)
     process.kill()

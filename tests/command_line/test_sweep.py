@@ -41,7 +41,7 @@ TRAIN = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "update_norm", 
 def test_layout_of_a_sweeps_folder(swept):
     sweep, printed = swept
     assert {path.name for path in sweep.iterdir()} - {"checkpoints"} == {
-        *("rank=4", "rank=8", "method=full", "multirun.yaml", "plan.json", "report")
+        *("rank=4", "rank=8", "method=full", "multirun.yaml", "command.json", "plan.json", "report")
     }
     assert not list(sweep.glob("checkpoints/*"))
     for name in ("rank=4", "rank=8", "method=full"):
@@ -114,7 +114,7 @@ def test_a_sweep_prints_its_table(swept):
 def test_a_study_has_two_packs(command: CommandLine, tmp_path):
     """rank x targets x lr: 8 points of LoRA in one program, 2 full fine-tunings in another."""
     study = ["rank=4,8", "targets=qv,all", "lr=1e-3,3e-3"]
-    process = command.popen(tmp_path / "sweep", *study)
+    process = command.popen(*study, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     try:
         while not (tmp_path / "sweep/plan.json").exists() and process.poll() is None:
             time.sleep(0.05)

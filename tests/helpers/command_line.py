@@ -1,6 +1,5 @@
 """Runs small command lines in the root of the repository."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+
+from lora_jax.records import read_json, read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,9 @@ def killing(*args, **kwargs):
 setattr(owner, attribute, killing)
 runpy.run_module(command, run_name="__main__", alter_sys=True)
 """
+
+# Runs the module that the first argument names.
+RUN = "import runpy, sys\nrunpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,18 @@ class CommandLine:
 
     def after(self, code: str, command: str, *overrides: str) -> subprocess.CompletedProcess[str]:
         """Runs a small command in a process that runs `code` first."""
-        script = f"{code}\nimport runpy, sys\nrunpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-        return self._run(["-c", script, f"experiments.{command}", *self._with_small(overrides)], {})
+        return self._run(["-c", f"{code}\n{RUN}", f"experiments.{command}", *self._with_small(overrides)], {})
 
-    def popen(self, folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
-        """Starts a small sweep in the background, and discards its output."""
-        command = [sys.executable, "-m", "experiments.sweep", *self._with_small(overrides), f"hydra.sweep.dir={folder}"]
+    def popen(self, *overrides: str, before: str = "", stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        """Starts a small sweep in the background, and discards what it prints. Its process runs `before` first."""
+        command = [sys.executable, "-c", f"{before}\n{RUN}", "experiments.sweep", *self._with_small(overrides)]
         return subprocess.Popen(
-            command, cwd=ROOT, env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, cwd=ROOT, env=self.environment(), stdout=subprocess.DEVNULL, stderr=stderr, text=True
         )
 
     def _with_small(self, overrides: Sequence[str]) -> list[str]:
+        if any(item.startswith("resume=") for item in overrides):
+            return list(overrides)
         keys = {item.lstrip("+~").partition("=")[0] for item in overrides}
         return [*(item for item in self.small if item.partition("=")[0] not in keys), *overrides]
 
@@ -115,13 +120,13 @@ class CommandLine:
 
 
 def read(path: Path) -> Any:
-    """Returns the content of a JSON file."""
-    return json.loads(path.read_text())
+    """Returns the content of a JSON file, once its hash is checked."""
+    return read_json(path)
 
 
 def records(run: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record.model_dump() for record in read_metrics(run)]
 
 
 def runs(sweep: Path) -> list[str]:
