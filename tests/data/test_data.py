@@ -34,7 +34,7 @@ def test_examples_that_do_not_fit_together_are_refused():
 
 def test_fingerprints_tell_second_texts_and_numbers_apart():
     def fingerprint(labels, pairs=None):
-        return TaskData((), {"train": Examples(["a", "b"], labels, pairs)}).fingerprint
+        return TaskData(("no", "yes"), {"train": Examples(["a", "b"], labels, pairs)}).fingerprint
 
     numbers = np.array([0.25, 1], np.float32)
     different = {
