@@ -34,8 +34,10 @@ def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
                 if _leads_outside(member.filename):
                     raise UserError(f"{where}: refused, it has a member {member.filename!r}; expected relative names")
             return {name: _read(archive, _member(members, name, where), where) for name in names}
-    # zipfile raises the last three for damaged headers, and for what it has no decoder for.
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, OverflowError, UnicodeError) as error:
+    except UserError:
+        raise
+    # zipfile raises the last four for damaged headers, and for what it has no decoder for.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, OverflowError, ValueError) as error:
         raise UserError(f"{where} is not a readable zip file ({error or type(error).__name__})") from error
 
 

@@ -68,21 +68,23 @@ def keep(group: str, name: str, write: Callable[[Path], None], *, hashes: Mappin
 def damage_to(folder: Path, hashes: Mapping[str, str] | None = None) -> str | None:
     """Returns what is wrong with a folder that `keep` wrote, or None. Files that have no hash are not looked at."""
     try:
-        for name, sha256 in (_read_manifest(folder) if hashes is None else hashes).items():
+        expected = _read_manifest(folder) if hashes is None else hashes
+        for name, sha256 in expected.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if _sha256(folder / name) != sha256:
                 return f"{name} does not have the SHA-256 {sha256}"
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         return str(error)
     return None
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:
-    values = json.loads((folder / MANIFEST).read_bytes())
-    if not isinstance(values, dict):
-        raise ValueError(f"{MANIFEST} is not a JSON object")
-    files: dict[str, str] = unseal(values, where=MANIFEST)["files"]
+    try:
+        values = json.loads((folder / MANIFEST).read_bytes())
+        files: dict[str, str] = unseal(values if isinstance(values, dict) else {}, where=MANIFEST)["files"]
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{MANIFEST} does not fit its hash") from error
     return files
 
 
