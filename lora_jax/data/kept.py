@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import pydantic
+
 from lora_jax.cache import cache_folder, private_folder, writing_to
 from lora_jax.errors import UserError
 from lora_jax.records import write_json
@@ -18,6 +20,7 @@ from lora_jax.records.sealed import unseal
 logger = logging.getLogger("lora_jax")
 
 MANIFEST = "manifest.json"
+_FILES = pydantic.TypeAdapter(dict[str, str])
 
 
 def keep(group: str, name: str, write: Callable[[Path], None], *, hashes: Mapping[str, str] | None = None) -> Path:
@@ -82,10 +85,9 @@ def damage_to(folder: Path, hashes: Mapping[str, str] | None = None) -> str | No
 def _read_manifest(folder: Path) -> dict[str, str]:
     try:
         values = json.loads((folder / MANIFEST).read_bytes())
-        files: dict[str, str] = unseal(values if isinstance(values, dict) else {}, where=MANIFEST)["files"]
+        return _FILES.validate_python(unseal(values if isinstance(values, dict) else {}, where=MANIFEST).get("files"))
     except (ValueError, RecursionError) as error:
         raise OSError(f"{MANIFEST} does not fit its hash") from error
-    return files
 
 
 def _hashes_of(folder: Path) -> dict[str, str]:

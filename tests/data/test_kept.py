@@ -47,12 +47,15 @@ DAMAGE = {
     "a missing file": (lambda folder: (folder / "part" / "a").unlink(), "part/a is missing"),
     "a folder in a file's place": (lambda folder: [(folder / "b").unlink(), (folder / "b").mkdir()], "b is missing"),
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "No such file"),
-    "a flipped bit in the manifest": (lambda folder: flip(folder / MANIFEST), "manifest.json does not fit its hash"),
+    "a flipped bit in the manifest": (lambda folder: flip(folder / MANIFEST), "does not fit its hash"),
     "a manifest of nothing": (
         lambda folder: (folder / MANIFEST).write_text('{"files": {}}'),
-        "manifest.json does not fit its hash",
+        "does not fit its hash",
     ),
-    "a manifest that is no object": (lambda folder: (folder / MANIFEST).write_text("[]"), "manifest.json does not fit its hash"),
+    "a manifest that is no object": (
+        lambda folder: (folder / MANIFEST).write_text("[]"),
+        "does not fit its hash",
+    ),
     "a file in the folder's place": (lambda folder: [shutil.rmtree(folder), folder.write_text("")], "Not a directory"),
 }
 
