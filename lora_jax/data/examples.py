@@ -7,6 +7,9 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from lora_jax.data.text import shorten
+from lora_jax.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -29,6 +32,11 @@ class Examples:
             raise ValueError(f"{len(self.texts)} texts, but {len(self.pairs)} second texts")
         if not isinstance(self.labels, list) and self.labels.dtype not in (np.int32, np.float32):
             raise ValueError(f"labels of {self.labels.dtype}: must be int32, float32 or a list of texts")
+        if not isinstance(self.labels, list) and not (finite := np.isfinite(self.labels)).all():
+            row = int(finite.argmin())
+            raise UserError(
+                f"example {row} ({shorten(self.texts[row])}) has the label {self.labels[row]}; must be finite"
+            )
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -2,7 +2,7 @@
 
 import collections
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def normalise(text: str) -> str:
@@ -20,3 +20,10 @@ def validation_texts(rows: Iterable[tuple[str, str]]) -> set[str]:
         for texts in by_label.values()
         for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[: (len(texts) + 5) // 10]
     }
+
+
+def cut_validation(rows: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Returns the rows to train on and those of the validation split, each a (text, label)."""
+    held_out = validation_texts(rows)
+    train = [row for row in rows if normalise(row[0]) not in held_out]
+    return train, [row for row in rows if normalise(row[0]) in held_out]

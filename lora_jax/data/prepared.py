@@ -4,62 +4,65 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lora_jax.cache import cache_folder
+from lora_jax.data.bounded import read_bytes
 from lora_jax.data.examples import Examples
+from lora_jax.data.kept import keep
 from lora_jax.data.raw import raw_files
 from lora_jax.data.task import TaskData
+
+if TYPE_CHECKING:
+    from lora_jax.data.folder_builder import FolderBuilder
 
 logger = logging.getLogger("lora_jax")
 
 # Our names of the splits, and TFDS's.
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-# Makes a builder, given the folder of raw files and the folder to prepare into (TFDS's data_dir).
-MakeBuilder = Callable[[Path, Path], Any]
 
 
-def open_builder(make: MakeBuilder, folder: Path, files: Sequence[str]) -> Any:
-    """Returns the TFDS builder of the raw `files` in `folder`, prepared and ready for `as_data_source`.
+def open_builder(kind: type["FolderBuilder"], folder: Path, files: Sequence[str]) -> "FolderBuilder":
+    """Returns the builder of class `kind` of the raw `files` in `folder`, prepared and ready for `as_data_source`.
 
-    The path of the prepared copy contains a hash of the raw files, so files that change are prepared anew. Raises
-    UserError if `folder` lacks one of them.
+    The path of the prepared copy contains a hash of the builder's version and of the raw files, so files that change
+    are prepared anew. So is a copy that is damaged.
+
+    Raises:
+      UserError: `folder` lacks a file, a file is malformed, or the cache cannot be written to.
     """
+    digest = hashlib.sha256(f"{kind.name} {kind.VERSION}".encode())
+    for path in raw_files(folder, files):
+        digest.update(hashlib.sha256(read_bytes(path)).digest())
+    prepared = keep("tfds", digest.hexdigest()[:16], lambda into: _prepare(kind, folder, into))
+    return kind(folder=folder, data_dir=prepared)
+
+
+def _prepare(kind: type["FolderBuilder"], folder: Path, into: Path) -> None:
     import tensorflow_datasets as tfds
 
-    digest = hashlib.sha256()
-    for path in raw_files(folder, files):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    prepared = cache_folder().absolute() / "tfds" / digest.hexdigest()[:16]
-    builder = make(folder, prepared)
-    if Path(builder.data_dir).exists():
-        return builder
-    logger.info("preparing %s in %s", folder, builder.data_dir)
+    logger.info("preparing %s", folder)
     tfds.disable_progress_bar()
+    builder = kind(folder=folder, data_dir=into)
     try:
         # TFDS prints that it downloads, which it does not. Its default file format, TFRecord, needs TensorFlow.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
-    except OSError:
-        # TFDS writes to a temporary folder and renames it last. The rename fails if the folder exists: then another
-        # process was quicker, and its copy is complete.
-        if not Path(builder.data_dir).exists():
-            raise
-    return make(folder, prepared)
+    except RuntimeError as error:  # array_record's, for a write that fails
+        raise OSError(str(error)) from error
 
 
-def read_splits(builder: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
+def read_splits(builder: "FolderBuilder") -> dict[str, Sequence[Mapping[str, Any]]]:
     """Reads all examples of every split of a prepared builder, by our name of the split, in order."""
     sources = builder.as_data_source()
     # One request for all records takes half the time of iteration, which requests each record by itself.
     return {name: sources[split].__getitems__(range(len(sources[split]))) for name, split in SPLITS.items()}
 
 
-def read_classes(builder: Any, text: str) -> TaskData:
+def read_classes(builder: "FolderBuilder", text: str) -> TaskData:
     """Reads every split of a prepared classification: the texts in the feature `text`, the classes in ``label``."""
     splits = {
         name: Examples([row[text].decode() for row in rows], np.array([row["label"] for row in rows], np.int32))

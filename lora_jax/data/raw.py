@@ -1,20 +1,16 @@
 """Finds the raw files of a task: in the user's folder, in an archive there, or downloaded, checked and cached."""
 
 import hashlib
-import logging
 import os
-import shutil
-import tempfile
-import urllib.request
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_jax.cache import cache_folder
+from lora_jax.data.archive import read_archive
+from lora_jax.data.bounded import read_bytes
+from lora_jax.data.download import download
+from lora_jax.data.kept import keep
 from lora_jax.errors import UserError
-
-logger = logging.getLogger("lora_jax")
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,9 @@ class RawFile:
 
 def raw_files(folder: Path, files: Sequence[str]) -> list[Path]:
     """Returns the paths of `files` in `folder`; UserError if the folder or one of them is missing."""
-    missing = [name for name in files if not (folder / name).is_file()]
-    if not folder.is_dir() or missing:
-        reason = f"it has no {', '.join(missing)}" if folder.is_dir() else "there is no such folder"
+    missing = [name for name in files if not os.path.exists(folder / name)]
+    if missing:
+        reason = f"it has no {', '.join(missing)}" if os.path.isdir(folder) else "there is no such folder"
         raise UserError(
             f"task.data_dir={str(folder.absolute())!r}: {reason}; expected a folder with {', '.join(files)}"
         )
@@ -42,7 +38,7 @@ def raw_folder(task: str, data_dir: Path | None, files: Sequence[RawFile], archi
 
     With a `data_dir` that holds the files, it is that folder. With one that holds the zip `archive`, the files are
     unpacked into the cache, whatever folders they have in the archive. Without a `data_dir` they are downloaded into
-    the cache, and a later call needs no network.
+    the cache, and a later call needs no network. What is in the cache is checked, and made anew if it is damaged.
 
     Raises:
       UserError: a file is missing, cannot be downloaded, or differs from what was published. Nothing half-written is
@@ -50,62 +46,25 @@ def raw_folder(task: str, data_dir: Path | None, files: Sequence[RawFile], archi
     """
     names = [raw.name for raw in files]
     if data_dir is None:
-        folder = cache_folder().absolute() / "raw" / task
-        if not folder.is_dir():
-            _publish(folder, lambda into: _download_all(task, files, into))
-        return folder
-    if any((data_dir / name).is_file() for name in names) or not (data_dir / archive).is_file():
+        return keep("raw", task, lambda into: _download(task, files, into), hashes={f.name: f.sha256 for f in files})
+    zip_file = data_dir / archive
+    if any(os.path.exists(data_dir / name) for name in names) or not os.path.exists(zip_file):
         raw_files(data_dir, names)
         return data_dir
-    zip_file = data_dir / archive
-    digest = hashlib.sha256(zip_file.read_bytes()).hexdigest()[:16]
-    folder = cache_folder().absolute() / "raw" / f"{task}-{digest}"
-    if not folder.is_dir():
-        _publish(folder, lambda into: _unpack(zip_file, names, into))
-    return folder
+    digest = hashlib.sha256(read_bytes(zip_file)).hexdigest()[:16]
+    return keep("raw", f"{task}-{digest}", lambda into: _write(read_archive(zip_file, names), into))
 
 
-def _publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Creates `folder` with what `write` puts into it, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".raw-", dir=folder.parent) as temporary:
-        into = Path(temporary) / "files"
-        into.mkdir()
-        write(into)
-        try:
-            os.rename(into, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was quicker, and its copy is as good
-                raise
-
-
-def _download_all(task: str, files: Sequence[RawFile], into: Path) -> None:
-    for raw in files:
-        _download(task, raw, into)
-
-
-def _download(task: str, raw: RawFile, into: Path) -> None:
-    url = raw.url + raw.name
-    logger.info("downloading %s", url)
+def _download(task: str, files: Sequence[RawFile], into: Path) -> None:
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, (into / raw.name).open("wb") as file:
-            shutil.copyfileobj(response, file)
-    except OSError as error:
+        _write({raw.name: download(raw.url + raw.name, raw.sha256) for raw in files}, into)
+    except UserError as error:
         raise UserError(
-            f"task={task}: cannot download {url} ({error}); get it by other means and name its folder by task.data_dir"
+            f"task={task}: {error}; get {', '.join(raw.name for raw in files)} by other means and name their folder by "
+            f"task.data_dir"
         ) from error
-    sha256 = hashlib.sha256((into / raw.name).read_bytes()).hexdigest()
-    if sha256 != raw.sha256:
-        raise UserError(f"task={task}: {url} has the SHA-256 {sha256}, expected {raw.sha256}; it is not used")
 
 
-def _unpack(zip_file: Path, names: Sequence[str], into: Path) -> None:
-    try:
-        with zipfile.ZipFile(zip_file) as archive:
-            members = {Path(name).name: name for name in archive.namelist()}
-            if missing := [name for name in names if name not in members]:
-                raise UserError(f"task.data_dir: {zip_file.absolute()} has no {', '.join(missing)}")
-            for name in names:
-                (into / name).write_bytes(archive.read(members[name]))
-    except zipfile.BadZipFile as error:
-        raise UserError(f"task.data_dir: {zip_file.absolute()} is not a readable zip file ({error})") from error
+def _write(contents: Mapping[str, bytes], into: Path) -> None:
+    for name, content in contents.items():
+        (into / name).write_bytes(content)

@@ -21,11 +21,20 @@ class TaskData:
     """The loaded data of a task.
 
     `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
-    ``test``.
+    ``test``. Raises UserError if an example is of a class that `labels` does not name.
     """
 
     labels: tuple[str, ...]
     splits: Mapping[str, Examples]
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            classes = np.asarray(split.labels)
+            if classes.dtype == np.int32 and not set(np.unique(classes)) <= set(range(len(self.labels))):
+                raise UserError(
+                    f"the {name} split has labels from {classes.min()} to {classes.max()}; expected 0 to "
+                    f"{len(self.labels) - 1}, of {len(self.labels)} classes"
+                )
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from lora_jax.data.examples import Examples
+from lora_jax.data.text import is_utf8, shorten
 from lora_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int, *, typ
         if the tokenizer sets any of them.
 
     Raises:
-      UserError: `max_length` leaves no room for a text beside the special tokens, or a text has no token at all.
+      UserError: `max_length` leaves no room for a text beside the special tokens, or a text has no token at all, or
+        has a lone surrogate.
     """
     special = tokenizer.num_special_tokens_to_add(is_pair=examples.pairs is not None)
     if max_length <= special:
@@ -96,7 +98,7 @@ def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int, *, typ
     encodings = _encode(tokenizer, texts, max_length)
     rows = [encoding.ids for encoding in encodings]
     if empty := [i for i, row in enumerate(rows) if not row]:
-        raise UserError(f"text {empty[0]} ({texts[empty[0]]!r}) has no token")
+        raise UserError(f"text {empty[0]} ({shorten(''.join(texts[empty[0]]))}) has no token")
     type_ids = _flat([encoding.type_ids for encoding in encodings]) if types and examples.pairs is not None else None
     if type_ids is not None and not type_ids.any():
         type_ids = None
@@ -121,8 +123,8 @@ def tokenize_for_generation(examples: Examples, tokenizer: "Tokenizer", end: int
     for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
         if not 0 < len(prompt) <= max_length:
             raise UserError(
-                f"task.buckets: text {i} ({examples.texts[i]!r}) has {len(prompt)} tokens, and the longest bucket is "
-                f"{max_length}; must hold every text"
+                f"task.buckets: text {i} ({shorten(examples.texts[i])}) has {len(prompt)} tokens, and the longest "
+                f"bucket is {max_length}; must hold every text"
             )
         rows.append([*prompt, *reference][:max_length])
         labels.append([*[IGNORED] * (len(prompt) - 1), *reference, end][:max_length])
@@ -155,7 +157,15 @@ def _encode(
         copy.no_truncation()
     else:
         copy.enable_truncation(max_length)
-    encodings: list[Encoding] = copy.encode_batch_fast(texts, add_special_tokens=special_tokens)
+    try:
+        encodings: list[Encoding] = copy.encode_batch_fast(texts, add_special_tokens=special_tokens)
+    except TypeError:  # raised for lone surrogates too
+        broken = [i for i, text in enumerate(texts) if not is_utf8("".join(text))]
+        if not broken:
+            raise
+        raise UserError(
+            f"text {broken[0]} ({shorten(''.join(texts[broken[0]]))}) has a lone surrogate; expected Unicode"
+        ) from None
     return encodings
 
 

@@ -56,7 +56,7 @@ def test_a_malformed_line_is_named(folder, tmp_path):
     shutil.copytree(folder, broken)
     with (broken / "dev.tsv").open("a") as file:
         file.write("gj04\t2\t\tA label that is none.\n")
-    with pytest.raises(UserError, match=r"dev\.tsv, line 11: .*expected four columns"):
+    with pytest.raises(UserError, match=r"dev\.tsv, line 11: label='2'; expected 0 or 1"):
         load_task("cola", broken)
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from lora_jax.data.batches import Buckets, EvalBatches, TrainBatches, prefetch, used_per_bucket
 from lora_jax.data.examples import Examples
 from lora_jax.data.task import TaskData
-from lora_jax.data.tokens import Encoded, tokenize
+from lora_jax.data.tokens import IGNORED, Encoded, tokenize, tokenize_for_generation
 from lora_jax.errors import UserError
 
 # ---- examples
@@ -30,11 +30,23 @@ def test_examples_that_do_not_fit_together_are_refused():
         Examples(["a", "b"], labels, ["c"])
     with pytest.raises(ValueError, match="labels of float64: must be int32, float32"):
         Examples(["a", "b"], np.zeros(2))
+    for label in (np.nan, np.inf):
+        with pytest.raises(UserError, match=rf"example 1 \('b'\) has the label {label}; must be finite"):
+            Examples(["a", "b"], np.array([0, label], np.float32))
+
+
+@pytest.mark.parametrize("labels", [(0, 2), (-1, 1)])
+def test_classes_that_have_no_name_are_refused(labels):
+    examples = Examples(["a", "b"], np.array(labels, np.int32))
+    with pytest.raises(
+        UserError, match=rf"test split has labels from {labels[0]} to {labels[1]}; expected 0 to 1, of 2"
+    ):
+        TaskData(("no", "yes"), {"test": examples})
 
 
 def test_fingerprints_tell_second_texts_and_numbers_apart():
     def fingerprint(labels, pairs=None):
-        return TaskData((), {"train": Examples(["a", "b"], labels, pairs)}).fingerprint
+        return TaskData(("no", "yes"), {"train": Examples(["a", "b"], labels, pairs)}).fingerprint
 
     numbers = np.array([0.25, 1], np.float32)
     different = {
@@ -79,6 +91,31 @@ def test_tokenize_refuses_what_leaves_nothing(tokenizer):
     plain.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
     with pytest.raises(UserError, match=r"text 1 \(' '\) has no token"):
         tokenize(Examples(["a", " "], np.zeros(2, np.int32)), plain, 5)
+
+
+@pytest.mark.parametrize("pairs", [None, ["a", "b"]])
+def test_lone_surrogates_are_refused(tokenizer, pairs):
+    with pytest.raises(UserError, match=r"text 1 \('b\\ud800.*\) has a lone surrogate; expected Unicode"):
+        tokenize(Examples(["a", "b\ud800"], np.zeros(2, np.int32), pairs), tokenizer, 8)
+    with pytest.raises(UserError, match=r"text 0 .* has a lone surrogate"):
+        tokenize_for_generation(Examples(["a"], ["\udfff"]), tokenizer, 2, 8)
+
+
+def test_a_long_text_is_cut_and_not_printed(tokenizer):
+    long = "a b " * 50_000
+    assert tokenize(Examples([long], np.zeros(1, np.int32)), tokenizer, 5)[0].tolist() == [1, 3, 4, 3, 2]
+    with pytest.raises(UserError, match=r"text 0 .* has \d+ tokens, and the longest bucket is 8") as refusal:
+        tokenize_for_generation(Examples([long], ["a"]), tokenizer, 2, 8)
+    assert len(str(refusal.value)) < 300
+
+
+def test_prompts_and_references_that_tokenise_to_nothing(tokenizer):
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
+    encoded = tokenize_for_generation(Examples(["a b"], [""]), plain, 2, 8)
+    assert (encoded[0].tolist(), encoded.labels.tolist()) == ([3, 4], [IGNORED, 2])  # the text ends at once
+    with pytest.raises(UserError, match=r"text 0 \(''\) has 0 tokens"):
+        tokenize_for_generation(Examples([""], ["a"]), plain, 2, 8)
 
 
 @pytest.fixture(scope="module")

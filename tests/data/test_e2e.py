@@ -91,7 +91,7 @@ def test_what_is_not_there_or_not_data_is_refused(raw, tmp_path):
     (tmp_path / "e2e-dataset.zip").unlink()
     for name in NAMES:
         (tmp_path / name).write_text("mr,ref\nname[The Mill],A mill.\nno brackets,A pub.\n")
-    with pytest.raises(UserError, match=r"row 2: .*no brackets.*expected mr \(name\[The Mill\]\) and ref"):
+    with pytest.raises(UserError, match=r"line 3: mr='no brackets'; expected properties like name\[The Mill\]"):
         load_task("e2e", tmp_path)
 
 
@@ -106,7 +106,9 @@ def test_a_download_is_checked_and_kept(raw, tmp_path):
             UserError, match=rf"devset\.csv has the SHA-256 {files[1].sha256}, expected 00; it is not used"
         ):
             raw_folder("e2e", None, [files[0], RawFile("devset.csv", home, "00")], "e2e.zip")
-        with pytest.raises(UserError, match=r"cannot download .*/other\.csv .*404.*name its folder by task\.data_dir"):
+        with pytest.raises(
+            UserError, match=r"cannot download .*/other\.csv .*404.*name their folder by task\.data_dir"
+        ):
             raw_folder("e2e", None, [files[0], RawFile("other.csv", home, "00")], "e2e.zip")
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
         folder = raw_folder("e2e", None, files, "e2e.zip")

@@ -1,7 +1,6 @@
 """BANKING77 (Casanueva et al., arXiv 2003.04807): which of 77 intents a customer's question to a bank has."""
 
 from pathlib import Path
-from typing import Any
 
 from lora_jax.data.prepared import open_builder, read_classes
 from lora_jax.data.task import Task, TaskData
@@ -12,13 +11,10 @@ FILES = ("train.csv", "test.csv", "categories.json")
 def load(data_dir: Path | None = None) -> TaskData:
     """Reads the raw FILES in `data_dir`, or else those beside this module; UserError if they are not there."""
 
-    def make(folder: Path, prepared: Path) -> Any:
-        # Importing TFDS takes half a second, and preparing is rare.
-        from lora_jax.data.tasks.banking77.builder import Banking77
+    # Importing TFDS takes half a second.
+    from lora_jax.data.tasks.banking77.builder import Banking77
 
-        return Banking77(folder=folder, data_dir=prepared)
-
-    return read_classes(open_builder(make, data_dir or Path(__file__).parent, FILES), "text")
+    return read_classes(open_builder(Banking77, data_dir or Path(__file__).parent, FILES), "text")
 
 
 BANKING77 = Task(

@@ -1,7 +1,6 @@
 """CoLA (Warstadt et al., arXiv 1805.12471), a task of GLUE: whether a sentence is grammatical English."""
 
 from pathlib import Path
-from typing import Any
 
 from lora_jax.data.prepared import open_builder, read_classes
 from lora_jax.data.raw import RawFile, raw_folder
@@ -24,14 +23,10 @@ def load(data_dir: Path | None = None) -> TaskData:
     or cannot be downloaded.
     """
 
-    def make(folder: Path, prepared: Path) -> Any:
-        from lora_jax.data.tasks.cola.builder import Cola
+    from lora_jax.data.tasks.cola.builder import Cola
 
-        return Cola(folder=folder, data_dir=prepared)
-
-    return read_classes(
-        open_builder(make, raw_folder("cola", data_dir, FILES, ARCHIVE), [raw.name for raw in FILES]), "sentence"
-    )
+    folder = raw_folder("cola", data_dir, FILES, ARCHIVE)
+    return read_classes(open_builder(Cola, folder, [raw.name for raw in FILES]), "sentence")
 
 
 COLA = Task(

@@ -4,7 +4,6 @@ This is the challenge's original data, which the LoRA paper uses (arXiv 2106.096
 """
 
 from pathlib import Path
-from typing import Any
 
 from lora_jax.data.examples import Examples
 from lora_jax.data.prepared import open_builder, read_splits
@@ -28,12 +27,10 @@ def load(data_dir: Path | None = None) -> TaskData:
     representations. Raises UserError if the files are missing and cannot be downloaded.
     """
 
-    def make(folder: Path, prepared: Path) -> Any:
-        from lora_jax.data.tasks.e2e.builder import E2eNlg
+    from lora_jax.data.tasks.e2e.builder import E2eNlg
 
-        return E2eNlg(folder=folder, data_dir=prepared)
-
-    builder = open_builder(make, raw_folder("e2e", data_dir, FILES, ARCHIVE), [raw.name for raw in FILES])
+    folder = raw_folder("e2e", data_dir, FILES, ARCHIVE)
+    builder = open_builder(E2eNlg, folder, [raw.name for raw in FILES])
     splits = {
         name: Examples([row["prompt"].decode() for row in rows], [row["reference"].decode() for row in rows])
         for name, rows in read_splits(builder).items()

@@ -1,18 +1,12 @@
 """The TFDS builder of E2E NLG. Its description is README.md, which TFDS finds beside this file."""
 
-import csv
-import re
-from collections.abc import Iterator
-from typing import Any
-
 import tensorflow_datasets as tfds
 
 from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.errors import UserError
+from lora_jax.data.tables import Row, read_csv
 
 # The names of properties in the LoRA paper's code, where they differ from the data's.
 NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
-_PROPERTY = re.compile(r"([^\[\],]+)\[([^\]]*)\]")
 
 
 class E2eNlg(FolderBuilder):
@@ -28,25 +22,36 @@ class E2eNlg(FolderBuilder):
             license="CC BY-SA 4.0",
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+    def splits(self) -> dict[str, list[dict[str, str]]]:
+        files = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}
         return {
-            "train": self._examples("trainset.csv"),
-            "validation": self._examples("devset.csv"),
-            "test": self._examples("testset_w_refs.csv"),
+            split: [_example(row) for row in read_csv(self.folder / name, ("mr", "ref"))]
+            for split, name in files.items()
         }
-
-    def _examples(self, name: str) -> Iterator[tuple[int, dict[str, str]]]:
-        path = self.folder / name
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for i, row in enumerate(csv.DictReader(file)):
-                if not row.get("ref") or not row.get("mr") or not _PROPERTY.search(row["mr"]):
-                    raise UserError(
-                        f"task.data_dir: {path.absolute()}, row {i + 1}: {row}; expected mr (name[The Mill]) and ref"
-                    )
-                yield i, {"prompt": prompt(row["mr"]), "reference": " ".join(row["ref"].split())}
 
 
 def prompt(mr: str) -> str:
-    """Writes a meaning representation as the LoRA paper does: ``name : The Mill | Type : pub | price : cheap``."""
-    pairs = ((name.strip(), value.strip()) for name, value in _PROPERTY.findall(mr))
-    return " | ".join(f"{NAMES.get(name, name)} : {value}" for name, value in pairs)
+    """Writes a meaning representation as the LoRA paper does: ``name : The Mill | Type : pub | price : cheap``.
+
+    Raises:
+      ValueError: `mr` is not a list of properties like ``name[The Mill], priceRange[cheap]``.
+    """
+    *parts, rest = mr.split("]")
+    properties: list[str] = []
+    for part in parts:
+        name, bracket, value = part.partition("[")
+        name = (name.strip().removeprefix(",") if properties else name).strip()
+        if not bracket or not name or "," in name:
+            raise ValueError(f"{part!r} is not a property")
+        properties.append(f"{NAMES.get(name, name)} : {value.strip()}")
+    if not properties or rest.strip():
+        raise ValueError(f"{rest!r} is not a property")
+    return " | ".join(properties)
+
+
+def _example(row: Row) -> dict[str, str]:
+    try:
+        text = prompt(row.text("mr"))
+    except ValueError:
+        raise row.error("mr", "properties like name[The Mill], priceRange[cheap]") from None
+    return {"prompt": text, "reference": " ".join(row.text("ref").split())}

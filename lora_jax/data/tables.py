@@ -1,0 +1,155 @@
+"""Reads raw files of text: tables (CSV, TSV) with named columns, and lists of labels. Errors name the file and line."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_jax.data.bounded import read_bytes
+from lora_jax.data.text import is_utf8, shorten
+from lora_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+      values: by column.
+      where: names the file and the line in an error.
+    """
+
+    values: Mapping[str, str]
+    where: str
+
+    def text(self, column: str) -> str:
+        """Returns the text in `column`; UserError if it is blank."""
+        if not self.values[column].strip():
+            raise self.error(column, "a text")
+        return self.values[column]
+
+    def label(self, column: str, labels: Collection[str], expected: str) -> str:
+        """Returns the label in `column`; UserError, which says what is `expected`, if it is not among `labels`."""
+        if self.values[column] not in labels:
+            raise self.error(column, expected)
+        return self.values[column]
+
+    def number(self, column: str) -> float:
+        """Returns the number in `column`; UserError if it is none, or not finite."""
+        try:
+            value = float(self.values[column])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise self.error(column, "a finite number")
+        return value
+
+    def error(self, column: str, expected: str) -> UserError:
+        """Returns the error that the value in `column` is not as `expected`."""
+        return UserError(f"{self.where}: {column}={shorten(self.values[column])}; expected {expected}")
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Returns the rows of a CSV file with a header. It may have other columns than `columns`, in any order.
+
+    Raises:
+      UserError: the file cannot be read, is not UTF-8, has no rows, is malformed, or lacks a column.
+    """
+    records = _records(path, csv.excel)
+    where, header = next(records, (_where(path, 1), []))
+    missing = [column for column in columns if column not in header]
+    if missing or len(set(header)) < len(header):
+        fault = f"no column {', '.join(missing)}" if missing else "a column twice"
+        raise UserError(f"{where}: the header {shorten(','.join(header))} has {fault}; expected {','.join(columns)}")
+    return _rows(path, records, header)
+
+
+def read_tsv(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Returns the rows of a file without a header, whose `columns` are separated by tabs. Quotes are plain letters.
+
+    Raises:
+      UserError: as in `read_csv`.
+    """
+    return _rows(path, _records(path, _Tabs), columns)
+
+
+def read_labels(path: Path) -> list[str]:
+    """Returns the labels in a JSON file: a list of two or more different names.
+
+    Raises:
+      UserError: the file cannot be read, or holds something else.
+    """
+    text = read_text(path)
+    try:
+        labels = json.loads(text)
+        usable = isinstance(labels, list) and all(map(_is_label, labels)) and 1 < len(labels) == len(set(labels))
+    except (ValueError, RecursionError):
+        usable = False
+    if not usable:
+        raise UserError(
+            f"task.data_dir: {path.absolute()}: expected a JSON list of two or more different names, each on one line"
+        )
+    return labels
+
+
+def read_text(path: Path) -> str:
+    """Returns the content of a text file in UTF-8, without its byte order mark. Raises UserError if it is not text."""
+    content = read_bytes(path)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"task.data_dir: {path.absolute()}, byte {error.start}: {content[error.start : error.start + 4]!r} is not "
+            f"UTF-8 ({error.reason}); expected UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{_where(path, line)}: has a NUL, byte {content.index(0)}; expected UTF-8 text")
+    return text.removeprefix("\ufeff")
+
+
+class _Tabs(csv.Dialect):
+    delimiter, quoting, lineterminator = "\t", csv.QUOTE_NONE, "\n"
+
+
+def _records(path: Path, dialect: type[csv.Dialect]) -> Iterator[tuple[str, list[str]]]:
+    """Yields where each record is, and its fields. Blank lines are passed over."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), dialect, strict=True)
+    while True:
+        where = _where(path, reader.line_num + 1)
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f"{where}: {error}; expected closed quotes, and at most {csv.field_size_limit()} characters in a field"
+            ) from None
+        if fields:
+            yield where, fields
+
+
+def _rows(path: Path, records: Iterator[tuple[str, list[str]]], columns: Sequence[str]) -> list[Row]:
+    rows = []
+    for where, fields in records:
+        if len(fields) != len(columns):
+            raise UserError(
+                f"{where}: {len(fields)} columns, {shorten(','.join(fields))}; expected {len(columns)}: "
+                f"{', '.join(columns)}"
+            )
+        rows.append(Row(dict(zip(columns, fields, strict=True)), where))
+    if not rows:
+        raise UserError(f"task.data_dir: {path.absolute()} has no rows; expected one or more of {', '.join(columns)}")
+    return rows
+
+
+def _is_label(name: object) -> bool:
+    """Returns whether TFDS, which writes one name a line and strips it, reads back the same name."""
+    return isinstance(name, str) and name.split("\n") == [name.strip()] != [""] and "\r" not in name and is_utf8(name)
+
+
+def _where(path: Path, line: int) -> str:
+    return f"task.data_dir: {path.absolute()}, line {line}"
