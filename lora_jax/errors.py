@@ -1,7 +1,9 @@
 """Errors of the user and of the machine, as opposed to errors of the program."""
 
 import errno
+import reprlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(ValueError):
@@ -31,3 +33,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 32
+
+
+def shown(value: Any) -> str:
+    """Returns a value as Python writes it, for a message: what is long or deep is shortened."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "..."

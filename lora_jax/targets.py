@@ -9,6 +9,7 @@ A *site* is a linear layer or an embedding that has a LoRA slot. Its name is its
     all@6:               some layers, as a Python slice: @:6, @6:, @0:12:2, @-1
     re:attn/[qv]$        a regular expression, searched for in names such as backbone/layers/3/attn/q.
                          It must come after the groups: mlp+re:attn/[qv]$
+                         A pattern whose matching could take too long is refused: (a+)+$
 
 A term that matches nothing is an error that lists the sites of the model. Otherwise a typing error would train
 nothing, or everything, without a message.
@@ -16,13 +17,16 @@ nothing, or everything, without a message.
 
 import dataclasses
 import functools
+import importlib
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from lora_jax.delta import SLOT, parameters
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, shown
 
 GROUPS = {
     "q": r"/attn/q$",
@@ -36,6 +40,9 @@ GROUPS = {
     "embed": r"/embed(/word)?$",
     "patch": r"/embed/patch$",
 }
+LONGEST_EXPRESSION = 4096
+LONGEST_NAME = 32  # of a site with its layer, about
+MOST_WAYS = 40_000  # in which a pattern may match at one place of a name, so that three .* are allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,8 @@ def select(all_sites: dict[str, Site], expression: str, *, key: str = "targets")
     Raises:
       UserError: a term is malformed or matches nothing.
     """
+    if len(expression) > LONGEST_EXPRESSION:
+        raise UserError(f"{key}={shown(expression)}: must be of at most {LONGEST_EXPRESSION} characters")
     selected = {path: np.zeros(site.layers or 1, bool) for path, site in all_sites.items()}
     for term in _terms(expression):
         pattern, at, layers = (term, "", "") if term.startswith("re:") else term.partition("@")
@@ -111,7 +120,7 @@ def select(all_sites: dict[str, Site], expression: str, *, key: str = "targets")
             selected[path] |= hits & in_slice
             matched |= bool((hits & in_slice).any())
         if not matched:
-            raise UserError(f"{key}={expression!r}: {term!r} matches nothing; {_list_sites(all_sites)}")
+            raise UserError(f"{key}={shown(expression)}: {shown(term)} matches nothing; {_list_sites(all_sites)}")
     return {path: layers for path, layers in selected.items() if layers.any()}
 
 
@@ -165,7 +174,7 @@ def _select_among_targets(all_sites, chosen, expression, key):
     common = {path: layers & chosen[path] for path, layers in selected.items() if path in chosen}
     common = {path: layers for path, layers in common.items() if layers.any()}
     if not common:
-        raise UserError(f"{key}: {expression!r} matches none of the targets {', '.join(chosen)}")
+        raise UserError(f"{key}: {shown(expression)} matches none of the targets {', '.join(chosen)}")
     return common
 
 
@@ -182,17 +191,54 @@ def _regex(pattern: str, key: str, expression: str) -> re.Pattern:
         return re.compile(GROUPS[pattern])
     if not pattern.startswith("re:"):
         raise UserError(
-            f"{key}={expression!r}: {pattern!r} is not a target group; use {', '.join(GROUPS)} or re:<regex>"
+            f"{key}={shown(expression)}: {shown(pattern)} is not a target group; use {', '.join(GROUPS)} or re:<regex>"
         )
+    pattern = pattern.removeprefix("re:")
     try:
-        return re.compile(pattern.removeprefix("re:"))
-    except re.error as error:
-        raise UserError(f"{key}={expression!r}: not a regular expression: {error}") from None
+        regex = re.compile(pattern)
+        ways = _ways(_PARSER.parse(pattern))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{key}={shown(expression)}: not a regular expression: {error}") from None
+    if ways > MOST_WAYS:
+        raise UserError(
+            f"{key}={shown(expression)}: may take too long to match; use fewer repetitions, and none within another"
+        )
+    return regex
 
 
-def _layers(text: str, key: str, expression: str) -> slice | int:
-    if not re.fullmatch(r"-?\d+|(-?\d+)?:(-?\d+)?(:-?0*[1-9]\d*)?", text):
-        raise UserError(f"{key}={expression!r}: layers are a number or a slice such as 0:6, got {text!r}")
+_PARSER = importlib.import_module("re._parser")  # has no other name that is not deprecated
+
+
+def _ways(pattern: Iterable[tuple[Any, Any]]) -> int:
+    """Returns a bound on the ways to match a parsed pattern at one place of a name; at most MOST_WAYS + 1.
+
+    Matching tries them one after another. It takes their number times the name's length in the worst case.
+    """
+    ways = 1
+    for operator, argument in pattern:
+        match str(operator):
+            case "BRANCH":
+                ways *= sum(map(_ways, argument[1]))
+            case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+                fewest, most, repeated = argument
+                once = _ways(repeated)
+                ways *= max(1, sum(once**times for times in range(fewest, min(most, LONGEST_NAME) + 1)))
+            case "SUBPATTERN":
+                ways *= _ways(argument[-1])
+            case "ATOMIC_GROUP":
+                ways *= _ways(argument)
+            case "ASSERT" | "ASSERT_NOT":
+                ways *= _ways(argument[1])
+            case "GROUPREF_EXISTS":
+                ways *= sum(_ways(part) for part in argument[1:] if part)
+        ways = min(ways, MOST_WAYS + 1)
+    return ways
+
+
+def _layers(text: str, key: str, expression: str) -> slice:
+    number = "-?[0-9]{1,9}"
+    if not re.fullmatch(f"{number}|({number})?:({number})?(:(?!-?0+$)({number})?)?", text):
+        raise UserError(f"{key}={shown(expression)}: layers are a number or a slice such as 0:6, got {shown(text)}")
     numbers = [int(part) if part else None for part in text.split(":")]
     if len(numbers) == 1:
         index = int(text)

@@ -129,11 +129,35 @@ def test_all_excludes_embeddings_and_embed_or_patch_selects_them(name):
         ("q@1.5", r"layers are a number or a slice"),
         ("q@0:6:0", r"targets='q@0:6:0': .*slice"),
         ("q@", r"targets='q@': .*slice"),
+        ("q@::0", r"targets='q@::0': .*slice"),
+        ("q@::-0", r"targets='q@::-0': .*slice"),
+        ("q@5:2", r"targets='q@5:2': 'q@5:2' matches nothing"),
+        ("q@٣", r"targets='q@٣': .*slice"),
+        (f"q@{'9' * 5000}", r"at most 4096 characters"),
+        (f"q@{'9' * 500}", r"a number or a slice"),
+        (f"re:{'q' * 4096}", r"at most 4096 characters"),
+        ("+" * 4000, r"'' is not a target group"),
+        ("re:" + "(" * 1500 + ")" * 1500, r"not a regular expression"),
+        ("re:a{99999999999}", r"not a regular expression"),
+        ("re:(a+)+$", r"targets='re:\(a\+\)\+\$': may take too long to match; use fewer repetitions"),
+        ("re:(a|a)*$", r"may take too long"),
+        ("re:(a?){30}a{30}", r"may take too long"),
+        ("re:.*.*.*.*x", r"may take too long"),
+        ("re:(?=(a*)*)q", r"may take too long"),
+        ("re:" + "(.|[^x])" * 20 + "!", r"may take too long"),
     ],
 )
 def test_invalid_expressions_are_refused(expression, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         select(sites(MODEL), expression)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "expression", [r"re:.*layers.*attn.*", r"re:layers/(1\d+|[02])/(attn/)?(q|mlp/up)$", "q+" * 1000 + "q"]
+)
+def test_long_expressions_and_some_repetitions_are_accepted(expression):
+    assert "attn/q" in selected_layers(expression)
 
 
 # ---- ranks and alphas

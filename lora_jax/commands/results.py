@@ -22,7 +22,7 @@ def complete(sweep: Path) -> None:
     if recorded.launcher._target_.endswith(".PackedLauncher"):
         return
     # Interrupted runs need no baseline yet: they continue when the sweep is resumed.
-    rows = [row for row in load_rows(sweep) if row.status != "interrupted"]
+    rows = [row for row in load_rows(sweep) if row.status not in ("interrupted", "unreadable")]
     excluded = recorded.job.config.override_dirname.exclude_keys
     search_path = [
         f"file://{source.path}" for source in recorded.runtime.config_sources if source.provider == "command-line"

@@ -6,9 +6,9 @@ it reads, and whether it trains the base.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from lora_jax.config.settings import Fraction, Settings, data
+from lora_jax.config.settings import LARGEST_ALPHA, SMALLEST_ALPHA, Count, Fraction, PositiveReal, Settings, Text, data
 
 BaseStorage = Literal["auto", "f32", "bf16", "int8", "nf4"]
 QUANTISED: tuple[BaseStorage, ...] = ("int8", "nf4")  # too few bits to train
@@ -23,7 +23,7 @@ class MethodSettings(Settings):
     trains_base: ClassVar[bool] = False  # whether every weight of the base trains, so it cannot be quantised
 
     name: str
-    lr: PositiveFloat = data()  # the default of the top-level setting `lr`
+    lr: PositiveReal = data()  # the default of the top-level setting `lr`
 
     @property
     def drops_out(self) -> bool:
@@ -42,8 +42,8 @@ class LoraSettings(MethodSettings):
     init: Literal["uniform", "gaussian"] = data("uniform")
     dropout: Fraction = data(0.0)
     # The default is not {}, because Hydra could not add keys to it from the command line.
-    rank_pattern: dict[str, PositiveInt] | None = data(None)
-    alpha_pattern: dict[str, PositiveFloat] | None = data(None)
+    rank_pattern: dict[Text, Count] | None = data(None)
+    alpha_pattern: dict[Text, Annotated[PositiveReal, Field(ge=SMALLEST_ALPHA, le=LARGEST_ALPHA)]] | None = data(None)
 
     @property
     def drops_out(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 
 from lora_jax.config.run import RunConfig
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, shown
 
 
 def parse(settings: Mapping[str, Any]) -> RunConfig:
@@ -33,10 +33,18 @@ _TRIED = re.compile(r"(constrained-)?(int|float|str|dict)(\[.*\])?|literal\[.*\]
 def _explain(item: Any) -> tuple[str, str]:
     # A discriminated union adds its tag ("lora") to the location, but the user typed method.rank_pattern.
     parts = [part for i, part in enumerate(item["loc"]) if not (i == 1 and item["loc"][0] == "method")]
-    key = ".".join(str(part) for part in parts if not _TRIED.fullmatch(str(part)))
+    key = ".".join(_name(str(part)) for part in parts if not _TRIED.fullmatch(str(part)))
     if item["type"] == "extra_forbidden":
-        return f"unknown setting {key}={item['input']!r}", ""
+        return f"unknown setting {key}={shown(item['input'])}", ""
     if item["type"] == "missing":
         return f"{key} is missing", ""
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("must be ")
-    return (f"{key}={item['input']!r}: must be ", message) if key else ("", message)
+    message = item["msg"].removeprefix("Value error, ")
+    _, verb, rest = message.rpartition(" should have ")
+    if verb:
+        return f"{key}={shown(item['input'])}: must have ", rest
+    message = message.removeprefix("Input should be ").removeprefix("must be ")
+    return (f"{key}={shown(item['input'])}: must be ", message) if key else ("", message)
+
+
+def _name(part: str) -> str:
+    return part if part.isprintable() and len(part) <= 200 else shown(part)

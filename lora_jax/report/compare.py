@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_jax.report.rows import Row, extra_axes
+from lora_jax.records.inputs import data_key, inputs_key
+from lora_jax.report.rows import Row, extra_axes, readable
 
 BASELINE = "full fine-tuning"  # what every finding compares with: rows whose method trains the base
 
@@ -86,9 +87,12 @@ def several_lrs(rows: list[Row]) -> bool:
 def comparable(rows: list[Row]) -> dict[str, list[Row]]:
     """Returns `rows` by what can be compared: the same model and task. Keys are titles such as "minilm · banking77".
 
+    Unreadable runs are left out.
+
     A run of version 1 that is not over may not say its model and task. Where all others have the same, it is taken to
     have them too.
     """
+    rows = readable(rows)
     titles = [" · ".join(filter(None, (row.model, row.task))) or "runs" for row in rows]
     certain = {title for title, row in zip(titles, rows, strict=True) if row.metric is not None}
     groups: dict[str, list[Row]] = {}
@@ -138,7 +142,33 @@ def finding(rows: list[Row]) -> str:
     sentences = [
         _finding(group) if len(groups) == 1 else f"{title}: {_finding(group)}" for title, group in groups.items()
     ]
+    if lost := len(rows) - len(readable(rows)):
+        what = "No run" if lost == len(rows) else f"{lost} of {len(rows)} runs"
+        sentences.append(f"{what} can be read." if lost == len(rows) else f"{what} cannot be read.")
     return " ".join(sentences)
+
+
+def conflict(rows: list[Row]) -> str | None:
+    """Returns why `rows` cannot be ranked: runs with the same settings had different bases or data. None: they can."""
+    inputs: list[tuple[str, Callable[[Row], tuple[Any, ...]], Callable[[Row], str | None]]] = [
+        ("base", lambda row: inputs_key(row.run.config), lambda row: row.run.base.fingerprint),
+        ("data", lambda row: data_key(row.run.config), lambda row: row.run.data.fingerprint),
+    ]
+    for kind, key, fingerprint in inputs:
+        names: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+        for row in readable(rows):
+            if (value := fingerprint(row)) is not None:
+                names.setdefault(key(row), {}).setdefault(value, []).append(row.name)
+        for by_fingerprint in names.values():
+            if len(by_fingerprint) > 1:
+                parts = [f"{_few(runs)} had {value[:12]}" for value, runs in by_fingerprint.items()]
+                return f"These runs cannot be ranked, because their {kind} changed between them: {', '.join(parts)}."
+    return None
+
+
+def conflicts(rows: list[Row]) -> list[str]:
+    """Returns the `conflict` of each group of comparable rows that has one."""
+    return [why for group in comparable(rows).values() if (why := conflict(group)) is not None]
 
 
 def headline_metric(rows: Iterable[Row]) -> str:
@@ -158,6 +188,8 @@ def capitalised(text: str) -> str:
 def _finding(rows: list[Row]) -> str:
     metric, split = headline_metric(rows), headline_split(rows)
     chosen = [c for c in at_best_lr(rows) if c.mean(lambda row: row.score(split)) is not None]
+    if (why := conflict(rows)) is not None:
+        return why
     if not any(row.finished for row in rows):
         return f"No run has finished: {unfinished(rows)}."
     if not chosen:
@@ -235,6 +267,10 @@ def _name(configuration: Configuration, others: list[Configuration], rows: list[
     text = labels(others, rows, targets=True)[others.index(configuration)]
     rate = configuration.row.lr
     return text + (f" at learning rate {rate:g}" if rate is not None and several_lrs(rows) else "")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _key(row: Row, extra: list[str]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import jinja2
 
 from lora_jax.report import compare, tables
 from lora_jax.report.picture import Picture
-from lora_jax.report.rows import Row, flat, load_rows
+from lora_jax.report.rows import Row, flat, load_rows, readable
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def build_report(sweep: Path) -> Path:
     Building again replaces what is there. Each file is either the old one or the new one at any time.
 
     Raises:
-      UserError: `sweep` holds no runs, or a file of one cannot be read.
+      UserError: `sweep` holds no runs.
     """
     from lora_jax.report.charts import draw_charts  # matplotlib takes a second to import, which a table should not cost
 
@@ -71,8 +71,8 @@ def render(sweep: Path, rows: list[Row], pictures: list[Picture]) -> str:
         pictures=[(picture, base64.b64encode(picture.png).decode()) for picture in pictures],
         nothing_finished=not any(row.finished for row in rows),
         reasons=tables.reasons(rows),
-        configuration=_shared([flat(row.run.config) for row in rows]),
-        facts=_facts(rows),
+        configuration=_shared([flat(row.run.config) for row in readable(rows)]),
+        facts=_facts(readable(rows)),
     )
 
 

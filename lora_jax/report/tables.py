@@ -13,7 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lora_jax.report.compare import comparable, configurations, headline_split, number, share, split_name
+from lora_jax.report.compare import comparable, configurations, conflicts, headline_split, number, share, split_name
 from lora_jax.report.rows import Row, extra_axes
 
 UNKNOWN = "\u2013"
@@ -57,7 +57,7 @@ def headline(rows: list[Row]) -> Text:
 def over_seeds(rows: list[Row]) -> Text | None:
     """Returns a line per configuration with mean ± sample standard deviation; None unless there are several seeds."""
     groups = configurations(rows)
-    if all(len(group.rows) + group.missing == 1 for group in groups):
+    if conflicts(rows) or all(len(group.rows) + group.missing == 1 for group in groups):
         return None
     split, metric = headline_split(rows), _metric(rows)
     figures: list[tuple[str, Callable[[Row], float | None], Callable[[float], str]]] = [
@@ -83,7 +83,7 @@ def over_seeds(rows: list[Row]) -> Text | None:
 def markdown(rows: list[Row]) -> str:
     """Returns table.md: the table of runs and, with several seeds, the one over seeds."""
     parts = [_markdown(headline(rows))]
-    if why := reasons(rows):
+    if why := [*conflicts(rows), *reasons(rows)]:
         parts.append("".join(f"- {_plain(reason)}\n" for reason in why))
     if (aggregated := over_seeds(rows)) is not None:
         parts.append(_markdown(aggregated))
@@ -91,7 +91,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def reasons(rows: list[Row]) -> list[str]:
-    """Returns a short line for each run that failed or diverged. table.csv has the whole error."""
+    """Returns a short line for each run that failed, diverged or cannot be read. table.csv has the whole error."""
     return [
         f"{row.name} {row.status}: {textwrap.shorten(row.error, 160, placeholder=' …')}" for row in rows if row.error
     ]
@@ -126,7 +126,7 @@ def terminal_table(rows: list[Row]) -> Table:
     text = headline(rows)
     axes = {tuple(_cell(column, row) for column in _axis_columns(rows)) for row in rows}
     first = 1 if len(axes) == len(rows) else 0
-    caption = escape("\n".join(filter(None, [text.caption, *reasons(rows)])))
+    caption = escape("\n".join(filter(None, [text.caption, *conflicts(rows), *reasons(rows)])))
     table = Table(
         box=box.SIMPLE_HEAD, caption=caption or None, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -135,7 +135,7 @@ def terminal_table(rows: list[Row]) -> Table:
         # Lines break between words, never within one.
         width = max(len(word) for cell in (title, *(line[place] for line in text.lines)) for word in cell.split())
         table.add_column(escape(title), justify="left" if words else "right", min_width=width)
-    colours = {"failed": "red", "diverged": "red", "running": "cyan", "interrupted": "yellow"}
+    colours = {"failed": "red", "diverged": "red", "unreadable": "red", "running": "cyan", "interrupted": "yellow"}
     for row, line in zip(rows, text.lines, strict=True):
         table.add_row(*map(escape, line[first:]), style=colours.get(row.status))
     return table

@@ -53,7 +53,7 @@ def write_run(sweep: Path, overrides: dict, *, status="finished", name=None, rec
         targets="all" if rank else None,
         lr=lr,
         seed=seed,
-    )
+    ).replace(**{key: value for key, value in changes.items() if key in Axes.model_fields})
     run = RunRecord(
         name=name,
         axes=axes,

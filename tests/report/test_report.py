@@ -315,13 +315,6 @@ def test_a_folder_without_runs_is_an_error_that_says_what_is_expected(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_broken_summary_is_named(tmp_path):
-    folder = write_run(tmp_path, {"rank": 4})
-    (folder / "summary.json").write_text('{"name"')
-    with pytest.raises(UserError, match=r"rank=4/summary\.json is not JSON"):
-        load_rows(tmp_path)
-
-
 def test_numbers_have_readable_units():
     assert [parameters(n) for n in (7, 391_000, 999_900, 1_240_000, 8.03e9)] == ["7", "391k", "1M", "1.24M", "8.03B"]
     assert [size(n) for n in (12, 1447000, 45.1 * 2**20, 3 * 2**30)] == ["12 B", "1.4 MiB", "45.1 MiB", "3.0 GiB"]

@@ -15,7 +15,7 @@ from lora_jax.report.charts.loss import training_loss
 from lora_jax.report.charts.parameters import quality_by_parameters
 from lora_jax.report.charts.quality import quality
 from lora_jax.report.charts.style import STYLE
-from lora_jax.report.compare import comparable
+from lora_jax.report.compare import comparable, conflict
 from lora_jax.report.picture import Picture
 from lora_jax.report.rows import Row
 
@@ -34,7 +34,7 @@ def draw_charts(rows: list[Row]) -> list[Picture]:
     groups = comparable(rows)
     pictures = []
     for index, (title, group) in enumerate(groups.items()):
-        for chart in CHARTS:
+        for chart in CHARTS if conflict(group) is None else (training_loss,):
             with mpl.rc_context(STYLE):
                 picture = chart(group)
             if picture is not None and len(groups) > 1:

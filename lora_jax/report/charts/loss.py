@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from lora_jax.records import read_metrics
 from lora_jax.report.charts.labels import EndLabel, end_labels
 from lora_jax.report.charts.style import Colours, canvas, colour_legend, png
 from lora_jax.report.compare import Configuration, labels, several_lrs
@@ -68,7 +67,7 @@ def training_loss(rows: list[Row]) -> Picture | None:
 
 
 def _curve(row: Row) -> Curve | None:
-    points = [(record.tokens, record.figure("train/loss")) for record in read_metrics(row.folder)]
+    points = [(record.tokens, record.figure("train/loss")) for record in row.records]
     tokens, loss = np.array(points, float).reshape(-1, 2).T  # NaN where a record has no loss
     tokens, loss = tokens[np.isfinite(loss)], loss[np.isfinite(loss)]
     if not len(loss):

@@ -1,0 +1,42 @@
+"""Which settings determine a run's base and data."""
+
+import pytest
+
+from lora_jax.records.inputs import data_key, inputs_key
+
+
+def test_a_run_and_its_record_have_the_same_key(configure):
+    run = configure()
+    assert inputs_key(run.model_dump(mode="json")) == inputs_key(run.model_dump())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__source": "elsewhere"},
+        {"model__family": "llama"},
+        {"model__pool": "first"},
+        {"task__name": "cola"},
+        {"task__data_dir": "elsewhere"},
+        {"task__buckets": [16, 32]},
+        {"task__eval_examples": 7},
+        {"dtype": "bfloat16"},
+        {"base_storage": "nf4"},
+    ],
+)
+def test_what_determines_the_base_or_its_data_changes_the_key(configure, changes):
+    run, other = configure().model_dump(mode="json"), configure(**changes).model_dump(mode="json")
+    assert inputs_key(run) != inputs_key(other)
+    assert (data_key(run) != data_key(other)) == (not {"task__name", "task__data_dir"}.isdisjoint(changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rank": 4}, {"method": "full"}, {"lr": 1.0}, {"model__unroll": 5}, {"task__buckets": [64]}]
+)
+def test_other_settings_do_not(configure, changes):
+    assert inputs_key(configure().model_dump()) == inputs_key(configure(**changes).model_dump())
+
+
+@pytest.mark.parametrize("config", [{}, {"model": None, "task": 7}, {"task": {"buckets": ["a", None]}}])
+def test_a_record_may_lack_settings(config):
+    assert hash(inputs_key(config)) and hash(data_key(config))
