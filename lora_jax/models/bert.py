@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.errors import UserError
 from lora_jax.models.attention import DROPOUT_OBSTACLE, PREFIX_OBSTACLE, AttentionContext, RightPadding, uses_cudnn
+from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, scan_layers, stack_layers
 from lora_jax.models.options import ComputeOptions
 from lora_jax.models.slots import Slot
@@ -19,14 +20,14 @@ from lora_jax.models.slots import Slot
 class BertConfig:
     """The keys of ``config.json`` that change the computation, under Hugging Face's names."""
 
-    vocab_size: int = 30522
-    hidden_size: int = 384
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 12
-    intermediate_size: int = 1536
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
+    vocab_size: Size = 30522
+    hidden_size: Size = 384
+    num_hidden_layers: Layers = 6
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 1536
+    max_position_embeddings: Size = 512
+    type_vocab_size: Size = 2
+    layer_norm_eps: Positive = 1e-12
     hidden_act: str = "gelu"
 
     def __post_init__(self):

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.errors import UserError
 from lora_jax.models.attention import AttentionContext, uses_cudnn
 from lora_jax.models.bert import Block
+from lora_jax.models.fields import Count, Layers, Positive, Size, SizeOrNegative
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, scan_layers, stack_layers
 from lora_jax.models.options import ComputeOptions
 
@@ -37,23 +38,23 @@ CONV_ACTIVATIONS = {"tanh": jnp.tanh, "gelu": lambda x: jax.nn.gelu(x, approxima
 class DebertaConfig:
     """The keys of ``config.json`` that change the computation, under Hugging Face's names."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    layer_norm_eps: float
-    max_relative_positions: int
-    position_buckets: int
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    intermediate_size: Size
+    max_position_embeddings: Size
+    layer_norm_eps: Positive
+    max_relative_positions: SizeOrNegative
+    position_buckets: SizeOrNegative
     pos_att_type: str | Sequence[str]
     hidden_act: str
     relative_attention: bool
     share_att_key: bool
     norm_rel_ebd: str
     position_biased_input: bool
-    type_vocab_size: int
-    conv_kernel_size: int = 0
+    type_vocab_size: Count
+    conv_kernel_size: Count = 0
     conv_act: str = "tanh"
 
     def __post_init__(self):

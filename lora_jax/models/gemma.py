@@ -7,7 +7,7 @@ each head, and its sliding layers have a rope of higher frequencies.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.fields import Layers, Positive, Size, shorten
 from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
 from lora_jax.models.slots import Slot
@@ -26,19 +27,19 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class GemmaConfig:
     """Gemma 1: the keys of ``config.json`` that change the computation, with Hugging Face's names and defaults."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int = 256
-    rms_norm_eps: float = 1e-6
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size = 256
+    rms_norm_eps: Positive = 1e-6
     hidden_act: str | None = None
     hidden_activation: str | None = None
     attention_bias: bool = False
     tie_word_embeddings: bool = True
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
     rope_parameters: Mapping[str, Any] | None = None
 
@@ -51,12 +52,10 @@ class GemmaConfig:
             raise ValueError(
                 f"{self.num_attention_heads} attention heads are not a multiple of {self.num_key_value_heads} for k, v"
             )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim}: rotary embeddings rotate pairs of dimensions, so it must be even"
-            )
         # A module's static attributes must be hashable, so no dict may stay.
         ropes = self._ropes()
+        for rope in ropes.values():
+            rope.check(self.head_dim)
         for name, value in {"rope_parameters": tuple(ropes.items()), "rope_scaling": None}.items():
             object.__setattr__(self, name, value)
 
@@ -91,19 +90,19 @@ class GemmaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Gemma2Config(GemmaConfig):
-    sliding_window: int | None = 4096
-    layer_types: tuple[str, ...] | None = None
-    query_pre_attn_scalar: float = 256
-    attn_logit_softcapping: float | None = 50.0
-    final_logit_softcapping: float | None = 30.0
-    sliding_window_pattern: int = 2  # every n-th layer attends to all tokens; newer configs have `layer_types`
+    sliding_window: Size | None = 4096
+    layer_types: Sequence[str] | None = None
+    query_pre_attn_scalar: Positive = 256
+    attn_logit_softcapping: Positive | None = 50.0
+    final_logit_softcapping: Positive | None = 30.0
+    sliding_window_pattern: Size = 2  # every n-th layer attends to all tokens; newer configs have `layer_types`
 
     def __post_init__(self):
         super().__post_init__()
         period = self.sliding_window_pattern
         types = self.layer_types or [SLIDING if (i + 1) % period else FULL for i in range(self.num_hidden_layers)]
         if len(types) != self.num_hidden_layers or set(types) - {FULL, SLIDING}:
-            raise ValueError(f"layer_types={list(types)}: must be {FULL} or {SLIDING} for each of the layers")
+            raise ValueError(f"layer_types={shorten(list(types))}: must be {FULL} or {SLIDING} for each of the layers")
         object.__setattr__(self, "layer_types", tuple(types))
 
     @property
@@ -123,11 +122,11 @@ class Gemma2Config(GemmaConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Gemma3Config(Gemma2Config):
-    rope_theta: float = 1_000_000.0
-    rope_local_base_freq: float = 10000.0
-    attn_logit_softcapping: float | None = None
-    final_logit_softcapping: float | None = None
-    sliding_window_pattern: int = 6
+    rope_theta: Positive = 1_000_000.0
+    rope_local_base_freq: Positive = 10000.0
+    attn_logit_softcapping: Positive | None = None
+    final_logit_softcapping: Positive | None = None
+    sliding_window_pattern: Size = 6
 
     @property
     def softcap(self) -> float | None:

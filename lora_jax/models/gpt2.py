@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from lora_jax.errors import UserError
 from lora_jax.models.causality import Cache
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, stack_layers
 from lora_jax.models.slots import Slot
 
@@ -19,14 +20,14 @@ from lora_jax.models.slots import Slot
 class Gpt2Config:
     """The keys of ``config.json`` that change the computation, with Hugging Face's names and defaults."""
 
-    vocab_size: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_positions: int = 1024
-    n_inner: int | None = None
+    vocab_size: Size
+    n_embd: Size
+    n_layer: Layers
+    n_head: Size
+    n_positions: Size = 1024
+    n_inner: Size | None = None
     activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
+    layer_norm_epsilon: Positive = 1e-5
     tie_word_embeddings: bool = True
 
     def __post_init__(self):

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.fields import Layers, Positive, Share, Size
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
 from lora_jax.models.slots import Slot
@@ -30,18 +31,18 @@ class GptNeoxConfig:
     After construction `rope_parameters` is a Rope that holds all rotary settings, whichever keys the file has for them.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Positive = 1e-5
     use_parallel_residual: bool = True
     attention_bias: bool = True
     tie_word_embeddings: bool = False
-    rotary_pct: float = 0.25
-    rotary_emb_base: float = 10000.0
+    rotary_pct: Share = 0.25
+    rotary_emb_base: Positive = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
     rope_parameters: Mapping[str, Any] | Rope | None = None
 
@@ -53,9 +54,7 @@ class GptNeoxConfig:
         rope = self.rope_parameters or self.rope_scaling or {}
         if not isinstance(rope, Rope):
             rope = read_rope(self.rotary_emb_base, {"partial_rotary_factor": self.rotary_pct, **rope})
-        if (rotated := rope.rotated_dims(self.d_head)) % 2:
-            part = f"rotary_pct={rope.partial_rotary_factor} of heads of width {self.d_head}"
-            raise ValueError(f"{part} is {rotated} dimensions: rotary embeddings rotate pairs, so it must be even")
+        rope.check(self.d_head)
         object.__setattr__(self, "rope_parameters", rope)
         object.__setattr__(self, "rope_scaling", None)
 

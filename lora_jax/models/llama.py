@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
+from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
 from lora_jax.models.slots import Slot
@@ -25,20 +26,20 @@ class LlamaConfig:
     the file has for them.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
     model_type: str = "llama"
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    rms_norm_eps: float = 1e-6
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    rms_norm_eps: Positive = 1e-6
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
     rope_parameters: Mapping[str, Any] | Rope | None = None
 
@@ -52,9 +53,10 @@ class LlamaConfig:
             raise ValueError(f"hidden_act={self.hidden_act!r}: this family computes 'silu' only")
         if self.num_attention_heads % kv_heads:
             raise ValueError(f"{self.num_attention_heads} attention heads are not a multiple of {kv_heads} for k and v")
-        if head_dim % 2:
-            raise ValueError(f"head_dim={head_dim}: rotary embeddings rotate pairs of dimensions, so it must be even")
+        if not self.head_dim and self.model_type != "qwen3" and self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
         rope = read_rope(self.rope_theta, self.rope_parameters or self.rope_scaling)
+        rope.check(head_dim)
         for name, value in {
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,

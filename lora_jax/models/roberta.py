@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models import bert
+from lora_jax.models.fields import Count, Layers, Positive, Size
 from lora_jax.models.layers import stack_layers
 
 
@@ -13,14 +14,24 @@ from lora_jax.models.layers import stack_layers
 class RobertaConfig(bert.BertConfig):
     """BERT's keys and `pad_token_id`. The defaults are those of ``FacebookAI/roberta-base``."""
 
-    vocab_size: int = 50265
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 514
-    type_vocab_size: int = 1
-    layer_norm_eps: float = 1e-5
-    pad_token_id: int = 1
+    vocab_size: Size = 50265
+    hidden_size: Size = 768
+    num_hidden_layers: Layers = 12
+    intermediate_size: Size = 3072
+    max_position_embeddings: Size = 514
+    type_vocab_size: Size = 1
+    layer_norm_eps: Positive = 1e-5
+    pad_token_id: Count = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id={self.pad_token_id}: must be below vocab_size={self.vocab_size}")
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"max_position_embeddings={self.max_position_embeddings}: must be above pad_token_id + 1, which is "
+                f"{self.pad_token_id + 1}"
+            )
 
     @property
     def max_tokens(self) -> int:

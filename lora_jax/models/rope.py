@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lora_jax.models.fields import Positive, Share, Size, check_fields, shorten
+
 # The keys of config.json that each `rope_type` needs, beside `rope_theta`.
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -26,14 +28,27 @@ class Rope:
       partial_rotary_factor: the share of a head's dimensions that is rotated.
     """
 
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     rope_type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    factors: tuple[float, ...] = ()
-    partial_rotary_factor: float = 1.0
+    factor: Positive = 1.0
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_max_position_embeddings: Size = 8192
+    factors: tuple[Positive, ...] = ()
+    partial_rotary_factor: Share = 1.0
+
+    def __post_init__(self):
+        if self.high_freq_factor == self.low_freq_factor:
+            raise ValueError(f"high_freq_factor={self.high_freq_factor}: must differ from low_freq_factor")
+
+    def check(self, d_head: int) -> None:
+        """Raises ValueError if it cannot rotate heads of width `d_head`."""
+        rotated = self.rotated_dims(d_head)
+        if rotated % 2:
+            share = f"partial_rotary_factor={self.partial_rotary_factor} of head_dim={d_head}"
+            raise ValueError(f"{share} is {rotated} dimensions: rotary embeddings rotate pairs, so it must be even")
+        if self.rope_type == "factors" and len(self.factors) != rotated // 2:
+            raise ValueError(f"{len(self.factors)} rope factors: must be {rotated // 2}, for head_dim={d_head}")
 
     def rotated_dims(self, d_head: int) -> int:
         """Returns how many of a head's dimensions are rotated. They are the first ones."""
@@ -63,23 +78,26 @@ def read_rope(theta: float, values: Mapping[str, Any] | Rope | None) -> Rope:
       values: the other settings. A Rope is returned as it is.
 
     Raises:
-      ValueError: ``rope_type`` is not in ROPE_TYPES, or a key that it needs is missing.
+      ValueError: ``rope_type`` is not in ROPE_TYPES, a key that it needs is missing, or a value has a wrong type.
     """
     if isinstance(values, Rope):
         return values
+    if not isinstance(values, Mapping | None):
+        raise ValueError(f"rope settings {shorten(values)}: must be an object")
     values = dict(values or {})
     rope_type = values.get("rope_type", values.get("type", "default"))
-    if rope_type not in ROPE_TYPES:
-        raise ValueError(f"rope_type={rope_type!r} is not supported; must be one of {', '.join(ROPE_TYPES)}")
+    if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
+        raise ValueError(f"rope_type={shorten(rope_type)} is not supported; must be one of {', '.join(ROPE_TYPES)}")
     if missing := [key for key in ROPE_TYPES[rope_type] if values.get(key) is None]:
         raise ValueError(f"rope_type={rope_type!r} needs {', '.join(missing)}")
     needed = {key: values[key] for key in ROPE_TYPES[rope_type]}
-    if "factors" in needed:
+    if isinstance(needed.get("factors"), list):
         needed["factors"] = tuple(needed["factors"])
-    partial = values.get("partial_rotary_factor", 1.0)
-    return Rope(
-        rope_theta=values.get("rope_theta", theta), rope_type=rope_type, partial_rotary_factor=partial, **needed
-    )
+    common = {
+        "rope_theta": values.get("rope_theta", theta),
+        "partial_rotary_factor": values.get("partial_rotary_factor", 1.0),
+    }
+    return Rope(rope_type=rope_type, **check_fields(Rope, common | needed))
 
 
 def angles(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from lora_jax.errors import UserError
 from lora_jax.models.attention import DROPOUT_OBSTACLE, PREFIX_OBSTACLE, AttentionContext, uses_cudnn
 from lora_jax.models.bert import Mlp
+from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Key, LayerNorm, Linear, dropout, fold, scan_layers, stack_layers
 from lora_jax.models.options import ComputeOptions
 from lora_jax.models.slots import Slot
@@ -19,14 +20,14 @@ from lora_jax.models.slots import Slot
 class VitConfig:
     """The keys of ``config.json`` that change the computation, under Hugging Face's names."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    image_size: int
-    patch_size: int
-    num_channels: int
-    layer_norm_eps: float
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    intermediate_size: Size
+    image_size: Size  # height and width
+    patch_size: Size  # height and width
+    num_channels: Size
+    layer_norm_eps: Positive
     hidden_act: str
     qkv_bias: bool = True
 
@@ -35,9 +36,6 @@ class VitConfig:
             raise ValueError(f"hidden_act={self.hidden_act!r}: this ViT computes the exact 'gelu' only")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
-        for name in ("image_size", "patch_size"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one number, for height and width")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
 from lora_jax.errors import UserError
+from lora_jax.models.fields import shorten
+from lora_jax.weights.gguf_header import Malformed, StoredTensor, map_file, read_header
+from lora_jax.weights.gguf_tokenizer import make_tokenizer
 
 # ---- names
 
@@ -99,26 +101,6 @@ _CONFIG = {
 _LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 
 
-class _Reader(GGUFReader):
-    """A reader over a plain array view of the memory map. Slicing a memmap takes four times as long."""
-
-    @property  # type: ignore[override]
-    def data(self) -> np.ndarray:
-        return self._plain
-
-    @data.setter
-    def data(self, mapped: np.memmap) -> None:
-        self._mapped = mapped
-        self._plain = mapped.view(np.ndarray)
-
-    def release(self, tensor: ReaderTensor) -> None:
-        """Releases the memory pages of `tensor`. Another read loads them again."""
-        pages: mmap.mmap = self._mapped._mmap  # type: ignore[attr-defined]
-        if hasattr(pages, "madvise"):
-            start = tensor.data_offset // mmap.PAGESIZE * mmap.PAGESIZE
-            pages.madvise(mmap.MADV_DONTNEED, start, tensor.data_offset + tensor.n_bytes - start)
-
-
 class Gguf:
     """An open GGUF file.
 
@@ -129,184 +111,121 @@ class Gguf:
     def __init__(self, file: Path):
         self.file = file
         try:
-            self._reader = _Reader(file)
-            self.metadata = {name: field.contents() for name, field in self._reader.fields.items()}
-        except Exception as error:  # the reader raises exceptions of many types
-            raise UserError(f"{file} is not a readable GGUF file ({type(error).__name__}: {error})") from error
+            self._data = map_file(file)
+            header = read_header(self._data)
+        except (OSError, Malformed) as error:
+            raise UserError(f"{file} is not a readable GGUF file ({error})") from error
+        self.metadata, self._tensors = header.metadata, header.tensors
         self._kind = self.metadata.get("general.architecture")
-        if self._kind not in ARCHITECTURES:
-            raise UserError(f"{file}: general.architecture={self._kind!r}: must be one of {', '.join(ARCHITECTURES)}")
+        if not isinstance(self._kind, str) or self._kind not in ARCHITECTURES:
+            raise UserError(
+                f"{file}: general.architecture={shorten(self._kind)}: must be one of {', '.join(ARCHITECTURES)}"
+            )
         self._architecture = ARCHITECTURES[self._kind]
-        unsupported = {t.tensor_type.name for t in self._reader.tensors if t.tensor_type.name not in ENCODINGS}
+        unsupported = {t.encoding.name for t in self._tensors if t.encoding.name not in ENCODINGS}
         if unsupported:
             raise UserError(f"{file}: encodings {', '.join(sorted(unsupported))}: must be among {', '.join(ENCODINGS)}")
 
     def config(self) -> dict[str, Any]:
-        """Returns the content of the model's config.json."""
+        """Returns the content of the model's config.json. Its values are not checked.
+
+        Raises:
+          UserError: a key or a tensor that the config is made from is missing or of a wrong type.
+        """
         values: dict[str, Any] = {"model_type": self._architecture.model_type}
         for gguf_key, config_key in _CONFIG.items():
             value = self.metadata.get(f"{self._kind}.{gguf_key}")
             if value is not None:
                 # The file stores float32. The shortest decimal that rounds to it is the original number.
                 values[config_key] = float(str(np.float32(value))) if isinstance(value, float) else value
-        stored = {tensor.name: tensor for tensor in self._reader.tensors}
-        values["vocab_size"] = int(stored["token_embd.weight"].shape[1])
+        stored = {tensor.name: tensor for tensor in self._tensors}
+        if "token_embd.weight" not in stored:
+            raise UserError(f"{self.file} has no tensor token_embd.weight")
+        values["vocab_size"] = stored["token_embd.weight"].shape[0]
         values["tie_word_embeddings"] = "output.weight" not in stored
         scaling = self.metadata.get(f"{self._kind}.rope.scaling.type", "none")
         if "rope_freqs.weight" in stored:
-            factors = _array(stored["rope_freqs.weight"], slice(None)).tolist()
+            factors = self._dequantise(stored["rope_freqs.weight"], slice(None)).tolist()
             values["rope_scaling"] = {"rope_type": "factors", "factors": factors}
         elif scaling != "none":
             factor = self.metadata.get(f"{self._kind}.rope.scaling.factor")
             values["rope_scaling"] = {"rope_type": scaling, "factor": factor}
         if self._kind in _LARGEST_GEMMA:
-            largest = values["num_hidden_layers"] == _LARGEST_GEMMA[self._kind]
-            width = values["hidden_size"] // values["num_attention_heads"] if largest else values["head_dim"]
-            values["query_pre_attn_scalar"] = width
+            layers, width, heads, head_dim = (
+                self._whole_number(key)
+                for key in ("block_count", "embedding_length", "attention.head_count", "attention.key_length")
+            )
+            values["query_pre_attn_scalar"] = width // heads if layers == _LARGEST_GEMMA[self._kind] else head_dim
         return values
 
+    def _whole_number(self, name: str) -> int:
+        """Returns a number of the architecture's metadata. Raises UserError if it is missing or not above zero."""
+        key = f"{self._kind}.{name}"
+        value = self.metadata.get(key)
+        if type(value) is not int or value < 1:
+            raise UserError(f"{self.file}: {key}={shorten(value)}: must be a whole number, 1 or more")
+        return value
+
     def tensors(self) -> dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]]:
-        """Returns the shape of every tensor and a function that reads rows of it, by Hugging Face's name."""
+        """Returns the shape of every tensor and a function that reads rows of it, by Hugging Face's name.
+
+        Raises:
+          UserError: two tensors have the same name at Hugging Face.
+        """
         result: dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]] = {}
-        for tensor in self._reader.tensors:
+        for tensor in self._tensors:
             if tensor.name == "rope_freqs.weight":  # part of the config
                 continue
             parts = tensor.name.split(".")
-            layer = parts[1] if parts[0] == "blk" else ""
+            layer = parts[1] if parts[0] == "blk" and len(parts) > 1 else ""
             pattern = ".".join(["blk", "{}", *parts[2:]]) if layer else tensor.name
             name = self._architecture.names.get(pattern, tensor.name).replace("{}", layer)
-            shape = tuple(int(size) for size in reversed(tensor.shape))
-            result[name] = (shape, functools.partial(self._read, tensor))
+            if name in result:
+                raise UserError(f"{self.file}: two tensors are {name!r}; {tensor.name!r} is one of them")
+            result[name] = (tensor.shape, functools.partial(self._read, tensor))
         return result
 
-    def _read(self, tensor: ReaderTensor, rows: slice) -> np.ndarray:
+    def _read(self, tensor: StoredTensor, rows: slice) -> np.ndarray:
         for part, key in {".attn_q.": "head_count", ".attn_k.": "head_count_kv"}.items():
             if self._architecture.interleaved and part in tensor.name:
                 heads = self.metadata.get(f"{self._kind}.attention.{key}")
                 heads = heads or self.metadata[f"{self._kind}.attention.head_count"]
-                array = _array(tensor, slice(None))
+                array = self._dequantise(tensor, slice(None))
                 array = array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)[rows]
                 break
         else:
-            array = _array(tensor, rows)
-        self._reader.release(tensor)
+            array = self._dequantise(tensor, rows)
+        self._release(tensor)
         if self._architecture.norm_offset and tensor.name.endswith("norm.weight"):
             array = array - np.float32(self._architecture.norm_offset)
         return array
+
+    def _dequantise(self, tensor: StoredTensor, rows: slice) -> np.ndarray:
+        content = np.frombuffer(self._data, np.uint8, tensor.size, tensor.start)
+        if len(tensor.shape) == 1:  # rows are elements, which are smaller than an encoding's blocks
+            return dequantize(content, tensor.encoding)[rows]
+        by_row = content.reshape(*tensor.shape[:-1], -1)
+        return dequantize(by_row[rows], tensor.encoding)
+
+    def _release(self, tensor: StoredTensor) -> None:
+        """Releases the memory pages of `tensor`. Another read loads them again."""
+        if hasattr(self._data, "madvise"):
+            start = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, start, tensor.start + tensor.size - start)
 
     def tokenizer(self) -> Tokenizer:
         """Returns the tokenizer in the file.
 
         Raises:
-          UserError: the kind of the tokenizer or its pre-tokenizer is not supported.
+          UserError: the kind of the tokenizer or its pre-tokenizer is not supported, or its description is malformed.
         """
-        values = {
-            key.removeprefix("tokenizer.ggml."): value
-            for key, value in self.metadata.items()
-            if key.startswith("tokenizer.ggml.")
-        }
-        makers = {"gpt2": _byte_level, "llama": _sentencepiece}
-        if (kind := values.get("model")) not in makers:
-            raise UserError(f"{self.file}: tokenizer.ggml.model={kind!r}: must be one of {', '.join(makers)}")
         try:
-            tokenizer = makers[kind](values)
+            return make_tokenizer(self.metadata)
         except UserError as error:
             raise UserError(f"{self.file}: {error}") from None
-        control = [t for t, kind in zip(values["tokens"], values["token_type"], strict=True) if kind == _CONTROL]
-        added = [t for t, kind in zip(values["tokens"], values["token_type"], strict=True) if kind == _USER]
-        tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
-        default = kind == "llama" or values.get("pre") == "llama-bpe"  # if the file has no add_bos_token
-        if values.get("add_bos_token", default) and "bos_token_id" in values:
-            bos = values["tokens"][values["bos_token_id"]]
-            template = processors.TemplateProcessing(
-                single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, values["bos_token_id"])]
-            )
-            tokenizer.post_processor = template
-        return tokenizer
 
 
 @functools.lru_cache(maxsize=2)
 def open_gguf(file: Path) -> Gguf:
     """Opens `file`. The result is cached, because a vocabulary of 262,144 tokens takes seconds to parse."""
     return Gguf(file)
-
-
-def _array(tensor: ReaderTensor, rows: slice) -> np.ndarray:
-    return dequantize(tensor.data[rows], tensor.tensor_type)
-
-
-# ---- tokenizers
-
-_CONTROL, _USER = 3, 4  # llama.cpp's token types
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-def _split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-# Pre-tokenizers, which split text before BPE, by `tokenizer.ggml.pre`.
-_SPLITTERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    "llama-bpe": lambda: _split_by(_LLAMA3),
-    "qwen2": lambda: _split_by(_QWEN2),
-}
-
-
-def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
-    """Returns a byte-level BPE tokenizer, as in GPT-2."""
-    pre = values.get("pre", "gpt-2")
-    if pre not in _SPLITTERS:
-        raise UserError(f"tokenizer.ggml.pre={pre!r}: must be one of {', '.join(_SPLITTERS)}")
-    vocabulary = {token: index for index, token in enumerate(values["tokens"])}
-    merges = [tuple(merge.split(" ", 1)) for merge in values["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _SPLITTERS[pre]()
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _sentencepiece(values: Mapping[str, Any]) -> Tokenizer:
-    """Returns a BPE tokenizer over characters with a fallback to bytes, as in Llama 1 and 2 and Gemma.
-
-    The file has scores instead of merges. A token's score ranks every pair of tokens that concatenates to it.
-    """
-    tokens, scores = values["tokens"], values["scores"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    pairs = []
-    for token, score in zip(tokens, scores, strict=True):
-        splits = [
-            (left, right)
-            for i in range(1, len(token))
-            if (left := token[:i]) in vocabulary and (right := token[i:]) in vocabulary
-        ]
-        splits.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-        pairs += [(pair, score) for pair in splits]
-    pairs.sort(key=lambda item: -item[1])
-    unknown = tokens[values.get("unknown_token_id", 0)]
-    model = models.BPE(vocabulary, [pair for pair, _ in pairs], unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(model)
-    add_prefix_space = bool(values.get("add_space_prefix", True))
-    replace = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if add_prefix_space else replace
-    if not add_prefix_space:
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if add_prefix_space else steps)
-    return tokenizer

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import re
 import zlib
@@ -24,14 +23,19 @@ from lora_jax.models import FAMILIES, masked
 from lora_jax.models.quantised import KINDS, quantisable, quantise
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.heads import Paths, as_tuple, check_head, fit
+from lora_jax.weights.json_file import read_text
+from lora_jax.weights.model_config import read_config
 from lora_jax.weights.preprocessing import read_preprocessing
 from lora_jax.weights.sources import gguf_in, resolve
 from lora_jax.weights.special import Special, read_special
-from lora_jax.weights.tensors import Tensor, tensors_of
+from lora_jax.weights.tensors import FLOATS, Tensor, tensors_of
 
 # The prefix of new parameters. They are not read from a checkpoint, but initialised (methods/method.py).
 NEW = "head/"
 ALIGNMENT = 64  # bytes
+MOST_LISTED = 40  # tensors of one problem, in a message
+
+LARGEST_TOKENIZER = 2**28  # bytes
 
 # Puts the parameter at a path on a device.
 Put = Callable[[str, np.ndarray], jax.Array]
@@ -113,7 +117,7 @@ def load_base(
     kind = base_storage if base_storage in KINDS else None
     check_head(family, head, labels, pool)
     folder = resolve(source)
-    config, values = _config(folder, family, {**row.fixed, **(masked.FIXED if head == "masked" else {})})
+    config, values = read_config(folder, family, {**row.fixed, **(masked.FIXED if head == "masked" else {})})
     fitting = fit(row, config, set(tensors_of(folder, row.renamed)), head, labels=labels or 0, pool=pool)
     model = fill(
         fitting.module,
@@ -129,22 +133,26 @@ def load_base(
     )
     reader: Any = read_preprocessing(folder) if row.images else _tokenizer(folder, config.vocab_size)
     loaded = {path: leaf for path, leaf in parameters(model).items() if not path.startswith(NEW)}
-    special = Special() if row.images else read_special(folder, reader)
+    special = Special() if row.images else read_special(folder, reader, config.vocab_size)
     return Base(model, reader, source, fingerprint(model), count(loaded), special, values)
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     file = gguf_in(folder) or folder / "tokenizer.json"
     try:
-        tokenizer = open_gguf(file).tokenizer() if file.suffix == ".gguf" else Tokenizer.from_file(str(file))
+        if file.suffix == ".gguf":
+            tokenizer = open_gguf(file).tokenizer()
+        else:
+            tokenizer = Tokenizer.from_str(read_text(file, largest=LARGEST_TOKENIZER))
+        ids = tokenizer.get_vocab().values()
     except UserError:
         raise
     except Exception as error:  # the library raises plain Exceptions
         raise UserError(f"{file} is not a readable tokenizer ({error})") from error
-    if tokenizer.get_vocab_size() > vocab_size:
+    if tokenizer.get_vocab_size() > vocab_size or max(ids, default=0) >= vocab_size:
         raise UserError(
-            f"{folder}: {file.name} has {tokenizer.get_vocab_size()} tokens, more than config.json's "
-            f"vocab_size={vocab_size}; they belong to different models"
+            f"{folder}: {file.name} has {tokenizer.get_vocab_size()} tokens and the largest id is {max(ids)}, more "
+            f"than config.json's vocab_size={vocab_size}; they belong to different models"
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -187,7 +195,8 @@ def fill(
       put: puts a parameter on a device.
 
     Raises:
-      UserError: tensors are missing, unused or of another shape. The message lists all of them.
+      UserError: tensors are missing, unused, or of another shape or dtype, which the message lists; or one has NaN or
+        infinity.
     """
     structure = jax.tree.structure(abstract)
     shapes = {path: leaf.shape for path, leaf in parameters(abstract).items()}
@@ -238,10 +247,27 @@ def _copy(tensor: Tensor, into: np.ndarray, part: int, parts: int, groups: int, 
         target, start = into[..., group * width : (group + 1) * width], (group * parts + part) * width
         if transposed:
             for rows, value in tensor.chunks(start, start + width):
-                target.T[rows] = value.reshape(len(value), -1)
+                target.T[rows] = _finite(tensor, value.reshape(len(value), -1), target.dtype)
         else:
             for rows, value in tensor.chunks():
-                target[rows] = value[..., start : start + width]
+                target[rows] = _finite(tensor, value[..., start : start + width], target.dtype)
+
+
+def _finite(tensor: Tensor, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns rows of a tensor as `dtype`. Raises UserError if they have NaN or infinity."""
+    with np.errstate(over="ignore"):
+        value = value.astype(dtype, copy=False)
+    if dtype.itemsize == 2:  # ten times as fast as NumPy's isfinite: all bits of the exponent are 1, as infinity's
+        infinity = np.array(np.inf, dtype).view(np.uint16)
+        finite = not ((value.view(np.uint16) & infinity) == infinity).any()
+    else:
+        finite = np.isfinite(value).all()
+    if not finite:
+        raise UserError(
+            f"{tensor.file}: the tensor {tensor.name} has NaN or infinity as {dtype.name}; the file is damaged or its "
+            f"training diverged, so use another copy"
+        )
+    return value
 
 
 def random(
@@ -293,38 +319,6 @@ def fingerprint(module: nnx.Module) -> str:
     return digest.hexdigest()
 
 
-# ---- config.json
-
-
-def _config(folder: Path, family: str, fixed: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Reads a checkpoint's config. Returns the family's config object and the whole content of the file."""
-    file, row = gguf_in(folder) or folder / "config.json", FAMILIES[family]
-    try:
-        values = open_gguf(file).config() if file.suffix == ".gguf" else json.loads(file.read_text())
-        kind = values.get("model_type")
-    except UserError:
-        raise
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} is not a readable config ({error})") from error
-    if kind != family:
-        raise UserError(
-            f"{file}: model_type is {kind!r}, but model.family={family!r}; families are {', '.join(FAMILIES)}"
-        )
-    for key, value in fixed.items():
-        if values.get(key) not in (None, value):
-            raise UserError(f"{file}: {key}={values[key]!r} is not supported; must be {value!r}")
-    fields = dataclasses.fields(row.config)
-    optional = {field.name for field in fields if row.defaults and field.default is not dataclasses.MISSING}
-    if missing := [field.name for field in fields if field.name not in optional and field.name not in values]:
-        raise UserError(f"{file} has no {', '.join(missing)}")
-    try:
-        return row.config(**{field.name: values[field.name] for field in fields if field.name in values}), values
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from error
-
-
 # ---- names
 
 
@@ -349,7 +343,7 @@ def _pieces_by_path(
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of a convolution's kernel as that of a linear layer over flattened windows."""
-    return (shape[0], math.prod(shape[1:]))
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
 
 
 def _check(
@@ -360,8 +354,8 @@ def _check(
     ignore: Sequence[str],
     transposed: set[str],
 ) -> None:
-    """Raises UserError that lists all tensors that are missing, unused or of another shape."""
-    missing, misshapen, used = [], [], set()
+    """Raises UserError that lists the tensors that are missing, unused, or of another shape or dtype."""
+    missing, misshapen, mistyped, used = [], [], [], set()
     for path, pieces in pieces_by_path.items():
         for index, name, part, parts in pieces:
             if part:  # a fused tensor is checked at the first of its paths
@@ -374,14 +368,26 @@ def _check(
                 missing.append(f"{name} {list(expected)}, for {path}")
             elif (_flat(stored[name].shape) if path in transposed else stored[name].shape) != expected:
                 misshapen.append(f"{stored[name].name}: expected {list(expected)}, got {list(stored[name].shape)}")
+            elif (dtype := stored[name].dtype) not in FLOATS:
+                mistyped.append(f"{stored[name].name} in {stored[name].file.name}: {dtype}, not {', '.join(FLOATS)}")
     unused = [
         f"{tensor.name} {list(tensor.shape)}"
         for name, tensor in stored.items()
         if name not in used and not any(re.fullmatch(pattern, name) for pattern in ignore)
     ]
-    if missing or misshapen or unused:
-        lists = {"missing": missing, "unused": unused, "wrong shape": misshapen}
-        listed = "".join(
-            f"\n{problem}:" + "".join(f"\n  {line}" for line in lines) for problem, lines in lists.items() if lines
+    lists = {"missing": missing, "unused": unused, "wrong shape": misshapen, "wrong dtype": mistyped}
+    if any(lists.values()):
+        described = sum(math.prod(shapes[path]) for path in pieces_by_path)
+        in_files = sum(math.prod(tensor.shape) for tensor in stored.values())
+        raise UserError(
+            f"{folder}: the checkpoint does not fit the model that its config.json describes ({described:,} "
+            f"parameters; the files have {in_files:,} numbers){''.join(_listed(*item) for item in lists.items())}"
         )
-        raise UserError(f"{folder}: the checkpoint does not fit the model that its config.json describes{listed}")
+
+
+def _listed(problem: str, lines: Sequence[str]) -> str:
+    """Returns the part of a message that lists one problem's tensors, the first ones if there are many."""
+    if not lines:
+        return ""
+    more = [f"and {len(lines) - MOST_LISTED} more"] if len(lines) > MOST_LISTED else []
+    return f"\n{problem}:" + "".join(f"\n  {line}" for line in [*lines[:MOST_LISTED], *more])

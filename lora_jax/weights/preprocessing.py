@@ -1,16 +1,18 @@
 """Preprocesses images: resizes, rescales and normalises them as a model's preprocessor_config.json says."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
+from pydantic import Field
 
 from lora_jax.errors import UserError
+from lora_jax.models.fields import Positive, check_fields, shorten
+from lora_jax.weights.json_file import read_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +67,46 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         normalising.
     """
     file = folder / "preprocessor_config.json"
+    values = read_object(file)
     try:
-        values = json.loads(file.read_text())
-        size = values.get("size", 224) if values.get("do_resize", True) else None
-        if isinstance(size, dict) and set(size) != {"height", "width"}:
-            raise UserError(f"{file}: size={size!r} is not supported; must have height and width")
+        config = _Config(**check_fields(_Config, values))
+        resample = Image.Resampling(config.resample)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+    height, width = (config.size[key] for key in _SIDES) if isinstance(config.size, Mapping) else (config.size,) * 2
+    return Preprocessing(
+        size=(height, width) if config.do_resize else None,
+        resample=resample,
+        scale=float(config.rescale_factor) if config.do_rescale else 1.0,
+        mean=tuple(config.image_mean) if config.do_normalize else (0.0,) * 3,
+        std=tuple(config.image_std) if config.do_normalize else (1.0,) * 3,
+    )
+
+
+_SIDES = ("height", "width")
+_Side = Annotated[int, Field(ge=1, le=2**14)]
+_Means = Annotated[Sequence[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+_Deviations = Annotated[Sequence[Positive], Field(min_length=3, max_length=3)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """The keys of preprocessor_config.json, with the defaults of ViTImageProcessor."""
+
+    do_resize: bool = True
+    size: _Side | Mapping[str, _Side] = 224
+    resample: int = Image.Resampling.BILINEAR
+    do_rescale: bool = True
+    rescale_factor: Positive = 1 / 255
+    do_normalize: bool = True
+    image_mean: _Means = (0.5,) * 3
+    image_std: _Deviations = (0.5,) * 3
+    do_center_crop: bool | None = None
+    do_pad: bool | None = None
+
+    def __post_init__(self):
+        if isinstance(self.size, Mapping) and set(self.size) != set(_SIDES):
+            raise ValueError(f"size={shorten(self.size)} is not supported; must have height and width")
         for key in ("do_center_crop", "do_pad"):
-            if values.get(key):
-                raise UserError(f"{file}: {key}={values[key]!r} is not supported; must be false")
-        normalise = values.get("do_normalize", True)
-        return Preprocessing(
-            size=None if size is None else (size["height"], size["width"]) if isinstance(size, dict) else (size, size),
-            resample=Image.Resampling(values.get("resample", Image.Resampling.BILINEAR)),
-            scale=float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0,
-            mean=tuple(values.get("image_mean", (0.5,) * 3)) if normalise else (0.0,) * 3,
-            std=tuple(values.get("image_std", (0.5,) * 3)) if normalise else (1.0,) * 3,
-        )
-    except UserError:
-        raise
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is not a readable preprocessor config ({error})") from error
+            if getattr(self, key):
+                raise ValueError(f"{key}={getattr(self, key)!r} is not supported; must be false")

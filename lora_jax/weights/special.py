@@ -7,7 +7,7 @@ sandbox, which gives it the messages and no access to Python.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +18,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from lora_jax.errors import UserError
+from lora_jax.models.fields import shorten
 from lora_jax.weights.gguf import open_gguf
+from lora_jax.weights.json_file import read_object, read_text
 from lora_jax.weights.sources import gguf_in
 
 
@@ -65,7 +67,7 @@ class Special:
             raise UserError(f"the model's chat template failed ({type(error).__name__}: {error})") from error
 
 
-def read_special(folder: Path, tokenizer: Tokenizer) -> Special:
+def read_special(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Special:
     """Reads the special tokens and the chat template of the checkpoint in `folder`.
 
     As in ``transformers``, a token is read from the first of generation_config.json, config.json and
@@ -74,72 +76,88 @@ def read_special(folder: Path, tokenizer: Tokenizer) -> Special:
     Args:
       folder: the folder of the checkpoint.
       tokenizer: the tokenizer of the checkpoint.
+      vocab_size: the number of tokens that the model knows.
 
     Raises:
-      UserError: a file is not JSON.
+      UserError: a file is not JSON, or has a value of a wrong type or the id of a token that the model does not know.
     """
-    return _read_gguf(file, tokenizer) if (file := gguf_in(folder)) else _read_folder(folder, tokenizer)
+    if file := gguf_in(folder):
+        return _read_gguf(file, tokenizer, vocab_size)
+    return _read_folder(folder, tokenizer, vocab_size)
 
 
-def _read_gguf(file: Path, tokenizer: Tokenizer) -> Special:
+def _read_gguf(file: Path, tokenizer: Tokenizer, vocab_size: int) -> Special:
     metadata = open_gguf(file).metadata
-    bos, eos = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos"))
-    # A turn of a chat may end with another token than a text. Generation stops at either.
-    end_ids = (eos, *(metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom")))
-    tokens = {kind: tokenizer.id_to_token(id) for kind, id in (("bos", bos), ("eos", eos)) if id is not None}
+
+    def ids(*kinds: str) -> tuple[int, ...]:
+        keys = [f"tokenizer.ggml.{kind}_token_id" for kind in kinds]
+        return _distinct(id for key in keys for id in _ids(metadata, key, file, vocab_size))
+
+    bos, eos = ids("bos"), ids("eos")
+    tokens = {kind: tokenizer.id_to_token(id[0]) for kind, id in (("bos", bos), ("eos", eos)) if id}
     texts = {f"{kind}_token": text for kind, text in tokens.items() if text is not None}
-    return Special(bos, _distinct(end_ids), metadata.get("tokenizer.chat_template"), texts)
+    # A turn of a chat may end with another token than a text. Generation stops at either.
+    template = _template(metadata.get("tokenizer.chat_template"), file)
+    return Special(next(iter(bos), None), ids("eos", "eot", "eom"), template, texts)
 
 
-def _read_folder(folder: Path, tokenizer: Tokenizer) -> Special:
+def _read_folder(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Special:
     generation, config, tokenizer_config = (
-        _json(folder / name) for name in ("generation_config.json", "config.json", "tokenizer_config.json")
+        folder / name for name in ("generation_config.json", "config.json", "tokenizer_config.json")
     )
+    values = {file: read_object(file) if file.is_file() else {} for file in (generation, config, tokenizer_config)}
     texts = {
         kind: text
-        for kind in tokenizer_config
-        if kind.endswith("_token") and isinstance(text := _text(tokenizer_config[kind]), str)
+        for kind, token in values[tokenizer_config].items()
+        if kind.endswith("_token") and isinstance(text := _text(token), str)
     }
 
     def ids(kind: str) -> tuple[int, ...]:
+        key = f"{kind}_token_id"
+        for file in (generation, config):
+            if values[file].get(key) is not None:
+                return _ids(values[file], key, file, vocab_size)
         tokenizer_id = tokenizer.token_to_id(texts.get(f"{kind}_token", ""))
-        candidates = (generation.get(f"{kind}_token_id"), config.get(f"{kind}_token_id"), tokenizer_id)
-        first = next((value for value in candidates if value is not None), None)
-        return _distinct(first if isinstance(first, list) else [first])
+        return () if tokenizer_id is None else (tokenizer_id,)
 
     bos, eos = ids("bos"), ids("eos")
     # If tokenizer_config.json leaves a token to the tokenizer's class, the text comes from the id.
     for kind, token_ids in (("bos_token", bos), ("eos_token", eos)):
         if kind not in texts and token_ids and (text := tokenizer.id_to_token(token_ids[0])):
             texts[kind] = text
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):  # several templates, by name
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     if (file := folder / "chat_template.jinja").is_file():
-        template = file.read_text()
+        template: str | None = read_text(file)
+    else:
+        template = _template(values[tokenizer_config].get("chat_template"), tokenizer_config)
     return Special(next(iter(bos), None), eos, template, texts)
 
 
-def _distinct(ids: Sequence[int | None]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(id for id in ids if id is not None))
+def _ids(values: Mapping[str, Any], key: str, file: Path, vocab_size: int) -> tuple[int, ...]:
+    """Returns the ids at a key: one, a list, or none. Raises UserError if one is not a token of the model."""
+    value = values.get(key)
+    candidates = value if isinstance(value, list) else [] if value is None else [value]
+    for candidate in candidates:
+        if type(candidate) is not int or not 0 <= candidate < vocab_size:
+            raise UserError(f"{file}: {key}={shorten(value)}: must be ids of tokens, from 0 to {vocab_size - 1}")
+    return _distinct(candidates)
+
+
+def _template(value: Any, file: Path) -> str | None:
+    """Returns a chat template. Of several, ``[{"name", "template"}, ...]``, it is the one that is named default."""
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = next((entry.get("template") for entry in value if entry.get("name") == "default"), None)
+    if not isinstance(value, str | None):
+        raise UserError(f"{file}: chat_template={shorten(value)}: must be a text, or a list of named texts")
+    return value
+
+
+def _distinct(ids: Iterable[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(ids))
 
 
 def _text(token: Any) -> Any:
     """Returns the text of a token in tokenizer_config.json, which is a string or an AddedToken as JSON."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """Returns the JSON object in `file`, or an empty one if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return values
 
 
 # ---- Jinja

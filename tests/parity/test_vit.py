@@ -134,7 +134,7 @@ def test_preprocessing_takes_grey_pictures_and_refuses_other_steps(tmp_path):
     for text, complaint in {
         '{"size": {"shortest_edge": 224}}': "size=",
         '{"do_center_crop": true}': "do_center_crop=True",
-        "{": "not a readable preprocessor config",
+        "{": "is not JSON",
     }.items():
         file.write_text(text)
         with pytest.raises(UserError, match=complaint):

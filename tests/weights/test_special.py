@@ -29,7 +29,7 @@ CHAT = [{"role": "user", "content": "Hi"}]
 def test_special_tokens_of_a_folder(files, expected, tmp_path):
     for name, values in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
-    special = read_special(tmp_path, TOKENIZER)
+    special = read_special(tmp_path, TOKENIZER, 4)
     assert (special.bos, special.eos) == expected and special.chat_template is None
     with pytest.raises(UserError, match="no chat template"):
         special.chat(CHAT)
@@ -45,7 +45,7 @@ def test_the_chat_template_of_a_folder(form, tmp_path):
         tokenizer_config |= {"chat_template": several if form == "named" else TEMPLATE}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1}))  # its text comes from the tokenizer
-    assert read_special(tmp_path, TOKENIZER).chat(CHAT) == "<s>user: Hi</s>"
+    assert read_special(tmp_path, TOKENIZER, 4).chat(CHAT) == "<s>user: Hi</s>"
 
 
 def test_special_tokens_and_chat_template_of_a_gguf(tmp_path):
