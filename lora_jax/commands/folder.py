@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_jax.errors import UserError
-from lora_jax.records import LOCK_FILE, RECORD_VERSION, RUN_FILE, locked, read_json, write_json
+from lora_jax.records import LOCK_FILE, RECORD_VERSION, RUN_FILE, locked, read_json, remove_temporaries, write_json
 
 COMMAND_FILE = "command.json"
 
@@ -41,6 +41,7 @@ def claimed(folder: Path, *, kind: str, new: Sequence[str] | None, results: Path
         raise UserError(f"hydra.{kind}.dir={folder}: must be a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        remove_temporaries(folder)
         if new is None:
             yield
             return

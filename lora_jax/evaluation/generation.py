@@ -16,6 +16,7 @@ from lora_jax.data.encoding import TaskTokens
 from lora_jax.errors import UserError
 from lora_jax.generate import Decoding, generate
 from lora_jax.metrics import Predictions
+from lora_jax.records import write_atomically
 from lora_jax.train.evaluator import Compiled
 from lora_jax.train.objective import Objective
 from lora_jax.train.sharding import put_batch
@@ -58,10 +59,9 @@ class GenerationEvaluator:
     def save(self, folder: Path, predictions: Predictions) -> None:
         """Writes ``texts.jsonl``: a line for each prompt, with the generated text and the references."""
         lines = zip(self._prompts.texts, predictions.texts or (), self._prompts.references, strict=True)
-        with (folder / "texts.jsonl").open("w", encoding="utf-8") as file:
-            for prompt, text, references in lines:
-                record = {"prompt": prompt, "text": text, "references": references}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        records = [{"prompt": prompt, "text": text, "references": references} for prompt, text, references in lines]
+        content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_atomically(folder / "texts.jsonl", content.encode())
 
     def _decode(self, tokens: Int32[np.ndarray, "prompts new_tokens"]) -> list[str]:
         """Returns the texts without special tokens, up to the token that ends them."""

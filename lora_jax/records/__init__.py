@@ -5,6 +5,7 @@
 broken, and neither training nor the report depends on it.
 """
 
+from lora_jax.records.atomic import TEMPORARY, remove_temporaries, write_atomically
 from lora_jax.records.files import (
     METRICS_FILE,
     RUN_FILE,
@@ -47,6 +48,7 @@ __all__ = [
     "RECORD_VERSION",
     "RUN_FILE",
     "SUMMARY_FILE",
+    "TEMPORARY",
     "Axes",
     "Base",
     "Data",
@@ -71,6 +73,8 @@ __all__ = [
     "read_run",
     "read_summary",
     "remove_summary",
+    "remove_temporaries",
+    "write_atomically",
     "write_json",
     "write_plan",
     "write_run",

@@ -11,6 +11,7 @@ from typing import Any, TextIO, TypeVar
 import pydantic
 
 from lora_jax.errors import UserError
+from lora_jax.records.atomic import write_atomically
 from lora_jax.records.schema import RECORD_VERSION, SEALED_SINCE, MetricsRecord, Record, RunRecord, Summary
 from lora_jax.records.sealed import CHECKSUM, seal, seal_line, unseal, unseal_line
 from lora_jax.records.upgrade import upgrade_run, upgrade_summary
@@ -147,7 +148,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes `values` and their hash. Whenever this is interrupted, `path` holds the old content or the new."""
-    _write_atomically(path, json.dumps(seal(values), indent=2) + "\n")
+    write_atomically(path, (json.dumps(seal(values), indent=2) + "\n").encode())
 
 
 def is_open(folder: Path) -> bool:
@@ -180,7 +181,7 @@ class MetricsFile:
             kept = []
             if keep_until is not None:
                 kept = [record for record in read_metrics(folder) if record.step <= keep_until]
-            _write_atomically(path, "".join(map(_line, kept)))
+            write_atomically(path, "".join(map(_line, kept)).encode())
         self._file = _open_locked(path)
 
     @property
@@ -248,19 +249,6 @@ def _open_locked(path: Path) -> TextIO:
             return file
     file.close()
     raise UserError(f"another process is writing to {path.parent}; wait for it, or choose another folder")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _line(record: MetricsRecord) -> str:

@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from lora_jax.records import write_atomically
 from lora_jax.report import compare, tables
 from lora_jax.report.picture import Picture
 from lora_jax.report.rows import Row, flat, load_rows, readable
@@ -44,9 +44,7 @@ def build_report(sweep: Path) -> Path:
     folder = sweep / "report"
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        write_atomically(folder / name, content)
     for stale in folder.glob("*.png"):
         if stale.name not in files:
             stale.unlink()

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from lora_jax.cache import cache_folder
+from lora_jax.cache import private_folder
 from lora_jax.config.point import Point
 from lora_jax.errors import UserError, is_disk_full, is_interrupt
 from lora_jax.evaluation import build_evaluators, check_metrics
@@ -56,10 +56,8 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
     sweep = sweep or home
     _refuse_shared_folders(points)
     home.mkdir(parents=True, exist_ok=True)
-    # Compiled programs are cached for later starts, in a folder that only this user can read.
-    compiled = cache_folder() / "xla"
-    compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    # Compiled programs are cached for later starts, in a folder that only this user can write to.
+    jax.config.update("jax_compilation_cache_dir", str(private_folder("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     for name in ("absl", "jax._src.xla_bridge"):  # orbax logs every step, and JAX logs that there is no TPU
         logging.getLogger(name).setLevel(logging.WARNING)

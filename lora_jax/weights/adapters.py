@@ -28,6 +28,7 @@ from safetensors.numpy import save
 from lora_jax.adapters import ADAPTERS, LowRank, Padded, Replacement, Scaling
 from lora_jax.delta import SLOT
 from lora_jax.errors import UserError
+from lora_jax.records import TEMPORARY
 
 FORMAT = 2
 TENSORS, DESCRIPTION = "delta.safetensors", "adapter.json"
@@ -90,7 +91,7 @@ def save_adapter(
     }
     text = (json.dumps(description, indent=2) + "\n").encode()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{folder.name}.", dir=folder.parent) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         new.mkdir()
         (new / TENSORS).write_bytes(tensors)
