@@ -28,8 +28,8 @@ def unpack(uri: str, wheel: Path, into: Path) -> Path:
     """Unpacks `wheel` to `into`, and returns `into`.
 
     Raises:
-      UserError: the wheel is not readable, is too large or too compressed, or has a member that is encrypted or is not a
-        plain file at a relative path. Zipfile would extract such a member under another name.
+      UserError: the wheel is not readable, is too large or too compressed, or has a member that is encrypted or is not
+        a plain file at a relative path. Zipfile would extract such a member under another name.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
