@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from tokenizers import Tokenizer
 from weights import test_adapters, test_gguf, test_load
 
 from lora_jax.errors import UserError
@@ -27,6 +28,7 @@ from lora_jax.weights import load
 from lora_jax.weights.adapters import load_adapter, save_adapter
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.preprocessing import read_preprocessing
+from lora_jax.weights.special import read_special
 
 MOST_BYTES = 2**24  # that a tiny file may make Python allocate
 PROFILE = {
@@ -46,6 +48,10 @@ ABSURD = st.sampled_from([-1, 0, 1, 10**9, 2**63, 10**40, 1.5, float("nan"), Tru
 
 def load_folder(folder: Path) -> None:
     load.load_base(str(folder), "bert", labels=2)
+
+
+def read_special_tokens(folder: Path) -> None:
+    read_special(folder, Tokenizer.from_file(str(folder / "tokenizer.json")), test_load.CONFIG.vocab_size)
 
 
 def load_gguf(folder: Path) -> None:
@@ -101,8 +107,8 @@ def _old_adapter(folder: Path, version: int) -> None:
 FILES = {
     "config": ("folder", "config.json", load_folder),
     "tokenizer": ("folder", "tokenizer.json", load_folder),
-    "tokenizer_config": ("folder", "tokenizer_config.json", load_folder),
-    "generation_config": ("folder", "generation_config.json", load_folder),
+    "tokenizer_config": ("folder", "tokenizer_config.json", read_special_tokens),
+    "generation_config": ("folder", "generation_config.json", read_special_tokens),
     "preprocessor_config": ("folder", "preprocessor_config.json", read_preprocessing),
     "index": ("shards", "model.safetensors.index.json", load_folder),
     "safetensors": ("folder", "model.safetensors", load_folder),
