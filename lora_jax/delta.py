@@ -23,6 +23,13 @@ SLOT = "adapter"  # the last part of the path of a slot
 class Adapter(Protocol):
     """A value of a delta: a pytree of arrays. ``adapters/`` has the kinds, and what they share."""
 
+    def check_site(self, module: nnx.Module, name: str, *, path: str) -> None:
+        """Raises UserError, with `path`, unless its shapes are those that the attribute `name` of `module` needs.
+
+        Without it, an adapter of one layer would be broadcast to all of them. Shapes are known when a step is traced,
+        so this takes no time in a compiled step.
+        """
+
     def graft(self, module: nnx.Module, name: str) -> None:
         """Sets itself as the attribute `name` of `module`, a copy that may be changed."""
 
@@ -60,10 +67,13 @@ def graft(base: nnx.Module, delta: Delta) -> nnx.Module:
 
     Raises:
       KeyError: `base` has neither a parameter nor a slot at a path.
+      UserError: an adapter does not have the shapes that its place needs.
     """
     model = _copy(base)
     for path, adapter in delta.items():
-        adapter.graft(*_owner(model, path))
+        module, name = _owner(model, path)
+        adapter.check_site(module, name, path=path)
+        adapter.graft(module, name)
     return model
 
 
@@ -78,8 +88,9 @@ def merge(base: nnx.Module, delta: Delta, *, sign: int = 1) -> nnx.Module:
       sign: -1 undoes a merge.
 
     Raises:
-      UserError: an adapter cannot be merged, or adapts an embedding that is the output layer too (a head's `tied`).
-        Grafted, such an adapter affects the lookup alone, as in PEFT. Merged, it would change the output as well.
+      UserError: an adapter cannot be merged, does not have the shapes that its place needs, or adapts an embedding that
+        is the output layer too (a head's `tied`). Grafted, such an adapter affects the lookup alone, as in PEFT.
+        Merged, it would change the output as well.
     """
     model = jax.tree.map(
         lambda leaf: leaf.astype(leaf.dtype) if is_quantised(leaf) else leaf, _copy(base), is_leaf=is_quantised
@@ -90,7 +101,9 @@ def merge(base: nnx.Module, delta: Delta, *, sign: int = 1) -> nnx.Module:
             raise UserError(
                 f"{owner} is adapted, and its table is the output layer too: it cannot be merged, only grafted"
             )
-        adapter.merge(*_owner(model, path), sign=sign)
+        module, name = _owner(model, path)
+        adapter.check_site(module, name, path=path)
+        adapter.merge(module, name, sign=sign)
     return model
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from lora_jax.adapters import LowRank, Replacement
 from lora_jax.delta import count, graft, merge, parameters
+from lora_jax.errors import UserError
 from lora_jax.methods import method_of
 from lora_jax.weights.load import fingerprint
 
@@ -103,3 +104,21 @@ def test_count_is_the_number_of_parameters(base):
     embed = (vocabulary + 512 + 2) * width + 2 * width
     block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
     assert count(base) == embed + 3 * block + width * width + width + 7 * width + 7
+
+
+@pytest.mark.parametrize("apply", [graft, merge])
+@pytest.mark.parametrize(
+    ("path", "adapter", "message"),
+    [
+        (f"{ATTN}/q/adapter", LowRank(jnp.zeros((1, 32, 4)), jnp.zeros((1, 4, 32))), r"a has the shape \[1, 32, 4\]"),
+        (f"{ATTN}/q/adapter", LowRank(jnp.zeros((32, 4)), jnp.zeros((4, 32))), r"needs \[3, 32, 4\]"),
+        (f"{ATTN}/q/adapter", LowRank(jnp.zeros((3, 32, 4)), jnp.zeros((3, 1, 32))), r"b has the shape \[3, 1, 32\]"),
+        (f"{ATTN}/q/adapter", LowRank(jnp.zeros((3, 32, 4)), jnp.zeros((3, 4, 1))), r"needs \[3, 4, 32\]"),
+        (f"{ATTN}/q/bias", Replacement(jnp.zeros((1, 32))), r"value has the shape \[1, 32\].*needs \[3, 32\]"),
+        (f"{ATTN}/q/bias", Replacement(jnp.zeros((3, 32)), jnp.zeros(1, bool)), r"active has the shape \[1\]"),
+        ("head/kernel", Replacement(jnp.zeros((32, 8))), r"needs \[32, 7\]"),
+    ],
+)
+def test_an_adapter_of_other_shapes_is_refused(base, apply, path, adapter, message):
+    with pytest.raises(UserError, match=rf"{path}: .*{message}"):
+        jax.eval_shape(lambda adapter: apply(base, {path: adapter}), adapter)

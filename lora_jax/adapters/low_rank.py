@@ -49,6 +49,12 @@ class LowRank(Padded):
         wide = jnp.promote_types(self.a.dtype, jnp.float32)
         return jnp.matmul(self.a.astype(wide), self.b.astype(wide), precision="highest")
 
+    def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of A and B for the weight of `module`, at the rank of this pair."""
+        *layers, d_in, d_out = getattr(module, module.weight).get_value().shape
+        rank = self.a.shape[-1]
+        return {"a": (*layers, d_in, rank), "b": (*layers, rank, d_out), "dropout": tuple(layers)}
+
     def graft(self, module: nnx.Module, name: str) -> None:
         """Puts the pair into the slot `name` of `module`."""
         setattr(module, name, nnx.data(self))

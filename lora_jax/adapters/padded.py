@@ -1,11 +1,15 @@
 """The base class of adapters: zero-padding along their own axes, and neutral values."""
 
 import dataclasses
+import typing
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, jaxtyped
+
+from lora_jax.errors import UserError
 
 T = TypeVar("T", bound="Padded")
 
@@ -56,11 +60,45 @@ class Padded:
         examples = {name: array for name in missing if (array := getattr(example, name)) is not None}
         return self._replace({name: jnp.zeros_like(array) for name, array in examples.items()})
 
+    def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
+        """Returns the shape that each field must have as the attribute `name` of `module`."""
+        raise NotImplementedError(f"{type(self).__name__} has no place in a model")
+
+    def check_site(self, module: Any, name: str, *, path: str) -> None:
+        """Raises UserError, with `path`, unless every field has the shape that `shapes_at` gives."""
+        for field, expected in self.shapes_at(module, name).items():
+            array = getattr(self, field)
+            if array is not None and array.shape != expected:
+                raise UserError(f"{path}: {field} has the shape {list(array.shape)}; this model needs {list(expected)}")
+
+    def check(self, *, where: str) -> None:
+        """Checks values that were read from a file: dtypes, shapes that fit each other, and no NaN or infinity.
+
+        Raises:
+          UserError: a value is not what its field declares. The message begins with `where`.
+        """
+        with jaxtyped("context"):  # binds the names of axes
+            for field in self._fields():
+                array, declared = getattr(self, field.name), typing.cast(Any, field.type)
+                if not isinstance(array, declared):
+                    found = f"{array.dtype.name}{list(array.shape)}"
+                    raise UserError(f"{where}/{field.name} is {found}; must be {_declared(field)}, as its other fields")
+        for field in self._fields():
+            array = getattr(self, field.name)
+            if array is not None and not np.isfinite(np.asarray(array)).all():
+                raise UserError(f"{where}/{field.name} has NaN or infinity; the training diverged, so use another run")
+
     def _fields(self) -> tuple[dataclasses.Field[Any], ...]:
         return dataclasses.fields(self)  # type: ignore[arg-type]  # `adapter` makes every subclass a dataclass
 
     def _replace(self, changes: dict[str, Array]) -> Self:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def _declared(field: dataclasses.Field[Any]) -> str:
+    """Returns a field's dtype and axes as the class declares them."""
+    kinds = [kind for kind in typing.get_args(field.type) or (field.type,) if kind is not type(None)]
+    return " or ".join(f"{kind.__name__.partition('[')[0]}[{kind.dim_str}]" for kind in kinds)
 
 
 def _resize(array: Array, axis: int, size: int) -> Array:

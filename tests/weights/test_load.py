@@ -222,3 +222,156 @@ def test_fingerprint_changes_with_any_value_and_dtype():
         assert load.fingerprint(graft(model, {path: Replacement(jnp.asarray(bumped))})) != first, path
     zeros = load.random(abstract(), 0, std=0.0)
     assert load.fingerprint(zeros) != load.fingerprint(load.random(abstract(), 0, std=0.0, dtype=jnp.bfloat16))
+
+
+BIAS = "encoder.layer.1.output.dense.bias"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, np.float64])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in tensors_of(load.random(abstract(), 0)).items()}
+    tensors[BIAS].flat[3] = value
+    with pytest.raises(UserError, match=rf"model\.safetensors: the tensor {re.escape(BIAS)} has NaN or infinity"):
+        load.load_base(str(write(tmp_path, tensors)), "bert", labels=2, dtype=jnp.bfloat16)
+
+
+def test_weights_too_large_for_the_parameters_dtype_are_refused(tmp_path):
+    tensors = tensors_of(load.random(abstract(), 0))
+    tensors[BIAS] = np.full(8, 1e300)
+    with pytest.raises(UserError, match="has NaN or infinity as float32"):
+        load.load_base(str(write(tmp_path, tensors)), "bert", labels=2)
+
+
+def test_tensors_that_remain_unused_may_hold_anything(tmp_path):
+    tensors = tensors_of(load.random(abstract(), 0))
+    extra = {"embeddings.position_ids": np.arange(6), "cls.predictions.bias": np.full(11, np.nan, np.float32)}
+    load.load_base(str(write(tmp_path, tensors | extra)), "bert", labels=2)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(bool, "BOOL"), (np.int64, "I64"), (np.uint8, "U8")])
+def test_tensors_of_other_dtypes_are_refused(tmp_path, dtype, name):
+    tensors = tensors_of(load.random(abstract(), 0))
+    tensors[BIAS] = np.ones(8, dtype)
+    message = rf"wrong dtype:\n  {re.escape(BIAS)} in model\.safetensors: {name}, not F64, F32, F16, BF16"
+    with pytest.raises(UserError, match=message):
+        load.load_base(str(write(tmp_path, tensors)), "bert", labels=2)
+
+
+def edit_header(file: Path, change) -> None:
+    """Replaces the header of a safetensors file by what `change` makes of its text."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = change(content[8:end].decode()).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+
+
+def entry_of(header: str, name: str) -> str:
+    return f"{json.dumps(name)}:{json.dumps(json.loads(header)[name], separators=(',', ':'))}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: "{" + entry_of(header, BIAS) + "," + header[1:], f"the key '{BIAS}' stands twice"),
+        (
+            lambda header: header.replace(
+                entry_of(header, BIAS), entry_of(header, BIAS).replace("F32", "F8_E4M3").replace("[8]", "[32]")
+            ),
+            "F8_E4M3|32",
+        ),
+        (lambda header: header.replace('"data_offsets":[0,', '"data_offsets":[4,'), "not a readable safetensors file"),
+        (lambda header: header.replace('"dtype":"F32"', '"dtype":"F33"', 1), "not a readable safetensors file"),
+    ],
+    ids=["twice", "float8", "offsets", "dtype"],
+)
+def test_a_malformed_header_is_refused(tmp_path, change, message):
+    edit_header(write(tmp_path) / "model.safetensors", change)
+    with pytest.raises(UserError, match=message):
+        load.load_base(str(tmp_path), "bert", labels=2)
+
+
+def test_a_tensor_without_axes_is_refused(tmp_path):
+    tensors = tensors_of(load.random(abstract(), 0))
+    tensors |= {BIAS: np.zeros((), np.float32), "pooler.dense.weight": np.zeros((), np.float32)}
+    with pytest.raises(UserError, match=r"bias: expected \[8\], got \[\]"):
+        load.fill(abstract(), write(tmp_path, tensors), bert.NAMES)
+
+
+@pytest.mark.parametrize("shard", ["../a.safetensors", "/etc/passwd", "sub/a.safetensors", "a.bin", 3, None, ["a"]])
+def test_an_index_that_names_other_files_is_refused(tmp_path, shard):
+    (write(tmp_path) / "model.safetensors").rename(tmp_path / "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {BIAS: shard}}))
+    with pytest.raises(UserError, match=r"must be the name of a \*\.safetensors file beside the index"):
+        load.load_base(str(tmp_path), "bert", labels=2)
+
+
+@pytest.mark.parametrize("change", ["more", "less", "other"])
+def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, change):
+    tensors = tensors_of(load.random(abstract(), 0))
+    (write(tmp_path, tensors) / "model.safetensors").rename(tmp_path / "a.safetensors")
+    save_file({"embeddings.position_ids": np.arange(6)}, tmp_path / "b.safetensors")
+    weight_map = dict.fromkeys(tensors, "a.safetensors") | {"embeddings.position_ids": "b.safetensors"}
+    match change:
+        case "more":
+            weight_map["absent"] = "a.safetensors"
+        case "less":
+            del weight_map[BIAS]
+        case "other":
+            weight_map[BIAS] = "b.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"index\.json does not fit its shards: '(absent|encoder.*)' should be in"):
+        load.load_base(str(tmp_path), "bert", labels=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "accepted"),
+    [
+        ("hidden_size", -1, "greater than or equal to 1"),
+        ("hidden_size", 0, "greater than or equal to 1"),
+        ("hidden_size", 9, "is not a multiple of 2 heads"),
+        ("hidden_size", True, "a valid integer"),
+        ("hidden_size", None, "a valid integer"),
+        ("num_hidden_layers", "two", "a valid integer"),
+        ("num_hidden_layers", 10**9, "less than or equal to 4096"),
+        ("vocab_size", 10**30, "less than or equal to 16777216"),
+        ("layer_norm_eps", float("nan"), "a finite number"),
+        ("layer_norm_eps", 0, "greater than 0"),
+        ("hidden_act", ["gelu"], "a valid string"),
+    ],
+)
+def test_sizes_that_are_not_sizes_are_refused(tmp_path, key, value, accepted):
+    with pytest.raises(UserError, match=rf"config\.json: {key}={re.escape(repr(value))}.*{accepted}"):
+        load.load_base(str(write(tmp_path, **{key: value})), "bert", labels=2)
+
+
+def test_sizes_far_beyond_the_files_are_refused_before_memory_is_taken(tmp_path):
+    folder = write(tmp_path, hidden_size=2**20, intermediate_size=2**24, num_hidden_layers=4096)
+    with pytest.raises(UserError, match=r"\([\d,]{20,} parameters; the files have [\d,]{4,7} numbers\)(?s:.*)more"):
+        load.load_base(str(folder), "bert", labels=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"model_type": "bert\xff"}', "is not UTF-8"),
+        (b'{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        (b" " * (2**24 + 1), "must be at most 16777216"),
+    ],
+    ids=["cut", "list", "deep", "latin", "twice", "huge"],
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_files_that_are_not_json_objects_are_refused(tmp_path, content, message, name):
+    (write(tmp_path) / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}.*{re.escape(message)}"):
+        load.load_base(str(tmp_path), "bert", labels=2)
+
+
+def test_a_tokenizer_with_an_id_beyond_the_vocabulary_is_refused(tmp_path):
+    write(tmp_path)
+    Tokenizer(models.WordLevel({"[UNK]": 0, "one": 11}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"tokenizer\.json has 2 tokens and the largest id is 11.*vocab_size=11"):
+        load.load_base(str(tmp_path), "bert", labels=2)

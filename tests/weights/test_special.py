@@ -93,3 +93,24 @@ def test_a_template_that_fails_or_leaves_the_sandbox_is_refused(template, messag
     with pytest.raises(UserError, match=f"chat template failed.*{message}"):
         Special(chat_template=template).chat(CHAT)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [4, -1, True, "1", 1.0, [1, 4], {"id": 1}])
+@pytest.mark.parametrize("file", ["config", "generation_config"])
+def test_ids_that_the_model_does_not_know_are_refused(value, file, tmp_path):
+    (tmp_path / f"{file}.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(UserError, match=rf"{file}\.json: eos_token_id=.*: must be ids of tokens, from 0 to 3"):
+        read_special(tmp_path, TOKENIZER, 4)
+
+
+@pytest.mark.parametrize("value", [3, {"a": "b"}, ["x"], [{"name": "default", "template": 3}]])
+def test_a_chat_template_that_is_no_text_is_refused(value, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: chat_template=.*: must be a text"):
+        read_special(tmp_path, TOKENIZER, 4)
+
+
+def test_a_chat_template_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja is not UTF-8"):
+        read_special(tmp_path, TOKENIZER, 4)
