@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="of the trials; failed ones remain there, and it may be used again (a temporary one)",
+        help="of the trials; failed ones remain; may be used again (temporary)",
     )
     parser.add_argument("--out", type=Path, help="where campaign.json and campaign.md are written (nowhere)")
     given = parser.parse_args()

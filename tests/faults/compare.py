@@ -19,7 +19,14 @@ def without_clock(tree: Any) -> Any:
     return [without_clock(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def difference(sweep: Path, expected: Path, *, only: set[str] | None = None, plan: bool = True) -> str | None:
+def difference(
+    sweep: Path,
+    expected: Path,
+    *,
+    only: set[str] | None = None,
+    plan: bool = True,
+    ignored: frozenset[str] = frozenset(),
+) -> str | None:
     """Returns the first difference between the results of two sweeps, but for the clock; None if there is none.
 
     Args:
@@ -27,6 +34,7 @@ def difference(sweep: Path, expected: Path, *, only: set[str] | None = None, pla
       expected: the folder of another.
       only: the names of the runs to compare, by default all.
       plan: whether to compare the packs.
+      ignored: fields of summary.json that may differ.
     """
     names = set(runs(expected)) if only is None else only
     if only is None and set(runs(sweep)) != names:
@@ -36,10 +44,14 @@ def difference(sweep: Path, expected: Path, *, only: set[str] | None = None, pla
         for file in ("metrics.jsonl", "summary.json", "adapter/delta.safetensors"):
             if not (one / file).exists():
                 return f"{name} has no {file}"
-        if without_clock(records(one)) != without_clock(records(other)):
+        try:
+            figures, summary = without_clock(records(one)), _summary(one)
+        except ValueError as error:
+            return f"{name}: metrics.jsonl or summary.json is no JSON ({error})"
+        if figures != without_clock(records(other)):
             return f"{name}: metrics.jsonl differs"
-        if different := _first_difference(_summary(one), _summary(other)):
-            return f"{name}: summary.json differs in {different}"
+        if different := _different_fields(summary, _summary(other)) - ignored:
+            return f"{name}: summary.json differs in {', '.join(sorted(different))}"
         if len({(run / "adapter/delta.safetensors").read_bytes() for run in (one, other)}) > 1:
             return f"{name}: delta.safetensors differs"
     plans = [json.loads((folder / "plan.json").read_text()) for folder in (sweep, expected)] if plan else [None, None]
@@ -102,8 +114,8 @@ def _status(run: Path) -> str:
         return "unreadable"
 
 
-def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    return next((key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)), None)
+def _different_fields(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
 def _files(sweep: Path) -> set[str]:

@@ -32,9 +32,9 @@ def nothing_trained(done: Done, sweep: Path) -> None:
     require(not list(sweep.rglob("metrics.jsonl")), f"it left runs in {sweep}")
 
 
-def identical(trial: Trial) -> None:
-    """The trial's sweep has the results of the undisturbed one, and no other files."""
-    different = difference(trial.sweep, trial.world.finished)
+def identical(trial: Trial, ignored: frozenset[str] = frozenset()) -> None:
+    """The trial's sweep has the results of the undisturbed one, up to `ignored` fields, and no other files."""
+    different = difference(trial.sweep, trial.world.finished, ignored=ignored)
     require(different is None, f"other results: {different}")
     stray = stray_files(trial.sweep, trial.world.finished)
     require(not stray, f"files are left: {', '.join(stray)}")

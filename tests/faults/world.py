@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from faults.compare import difference
-from faults.process import module, start
+from faults.process import Done, module, start
 from helpers.checkpoints import save_checkpoint, tiny_bert
 from helpers.command_line import ROOT, SWEPT, CommandLine
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -24,8 +25,22 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 BANKING77 = ROOT / "lora_jax/data/tasks/banking77"
 TEXTS = {"train.csv": 600, "test.csv": 120}
 WHEEL = "tiny_faulty_model-1.0"
-# The baseline is training then: LoRA's runs have results, and the baseline has checkpoints of the steps 2 and 4.
-KILLED_AT = ("lora_jax.train.callbacks", "record.train_figures", 17)
+# Kills the sweep when LoRA's runs have results, and the baseline has none, but whole checkpoints of the steps 2 and 4.
+KILL_HALFWAY = """
+import os, signal, time
+from pathlib import Path
+from lora_jax.sweep import finish
+test_scores, calls = finish.test_scores, 0
+def killing(*arguments):
+    global calls
+    calls += 1
+    while calls == 2:
+        if {path.name for path in Path(os.environ["FAULT_CHECKPOINTS"]).glob("pack-1/*")} == {"2", "4"}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+    return test_scores(*arguments)
+finish.test_scores = killing
+"""
 SMALL = ("wandb.mode=disabled", "batch=8", "eval_batch=256", "task.buckets=[16]")
 
 
@@ -113,11 +128,9 @@ def make_world(folder: Path, workers: int) -> World:
     cold_alone = _sweep(world, world.finished, world.folder / "home")
     warm_alone = _sweep(world, folder / "timing/alone", world.folder / "home")
     _fetch_wheel(world)
-    killed = CommandLine(world.model, folder / "home").killed(
-        KILLED_AT, "sweep", *world.sweep_arguments, f"hydra.sweep.dir={world.killed}"
-    )
-    if killed.returncode != -9:
-        raise RuntimeError(f"the sweep to be killed ended with status {killed.returncode}: {killed.stderr}")
+    killed = _run(world, world.killed, world.folder / "home", KILL_HALFWAY)
+    if killed.status != -signal.SIGKILL:
+        raise RuntimeError(f"the sweep to be killed ended by itself: {killed}")
     warm = warm_alone
     if workers > 1:
         homes = [world.copy_home(folder / f"timing/home-{i}") for i in range(workers)]
@@ -132,15 +145,23 @@ def make_world(folder: Path, workers: int) -> World:
 
 def _sweep(world: World, sweep: Path, home: Path) -> float:
     """Runs an undisturbed sweep with results in `sweep`. Returns how long it took, in seconds."""
-    sweep.parent.mkdir(parents=True, exist_ok=True)
-    arguments = module("sweep", *world.sweep_arguments, f"hydra.sweep.dir={sweep}")
-    with start(CommandLine(world.model, home), arguments, sweep.parent) as running:
-        done = running.wait(600)
-    if done is None or done.status != 0:
-        raise RuntimeError(f"an undisturbed sweep failed: {done or running.last_lines()}")
+    done = _run(world, sweep, home)
+    if done.status != 0:
+        raise RuntimeError(f"an undisturbed sweep failed: {done}")
     if different := difference(sweep, world.finished):
         raise RuntimeError(f"an undisturbed sweep does not repeat itself: {different}")
     return done.seconds
+
+
+def _run(world: World, sweep: Path, home: Path, prelude: str = "") -> Done:
+    sweep.parent.mkdir(parents=True, exist_ok=True)
+    arguments = module("sweep", *world.sweep_arguments, f"hydra.sweep.dir={sweep}", prelude=prelude)
+    environment = {"FAULT_CHECKPOINTS": str(sweep / "checkpoints")}
+    with start(CommandLine(world.model, home), arguments, sweep.parent, environment) as running:
+        done = running.wait(600)
+    if done is None:
+        raise RuntimeError(f"a sweep hangs: {running.last_lines()}")
+    return done
 
 
 def _write_data(folder: Path) -> list[str]:
