@@ -115,8 +115,7 @@ def _start(trial: Trial, pattern: str, wheel: bool = False) -> None:
     top = trial.cache / Path(*path.relative_to(trial.cache).parts[:2])
     expectations.no_traceback(done)
     if done.status == 0:
-        # The adapter's description names its source.
-        expectations.identical(trial, frozenset({"adapter_bytes"} if wheel else ()))
+        expectations.identical(trial, expectations.OTHER_SETTINGS if wheel else frozenset())
     else:
         expectations.refused(done, str(top))
         expectations.nothing_trained(done, trial.sweep)

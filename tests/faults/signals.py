@@ -10,6 +10,7 @@ from faults.process import Done
 
 GRACE = 15  # seconds from a signal to the end of the process
 COLD = 0.25  # of the trials start without any cache, so that they compile for longer
+START = 0.05  # of a command is Python's own start, in which it has its own ways to end
 TWICE = 1 / 3  # of the trials send a second signal while the sweep is resumed
 
 MUST_END = (
@@ -30,13 +31,14 @@ def _interrupt(trial: Trial, number: signal.Signals, group: bool = False) -> Non
     if trial.random.random() < TWICE and (trial.sweep / "multirun.yaml").exists():
         trial.note("again while resuming")
         _disturb(trial, number, group, trial.resumed_sweep, trial.world.seconds)
-    expectations.continues(trial)
+    expectations.continues(trial, expectations.OTHER_SETTINGS if group else frozenset())
 
 
 def _disturb(trial: Trial, number: signal.Signals, group: bool, arguments: list[str], duration: float) -> None:
     """Sends the signal to a command at a random moment, and checks how the command ends."""
     with trial.start("sweep", *arguments) as running:
-        running.sleep(trial.moment(duration))
+        moment = trial.moment(duration)
+        running.sleep(moment)
         late = running.ended
         running.signal(number, group=group)
         done = trial.wait(running, GRACE)
@@ -45,13 +47,13 @@ def _disturb(trial: Trial, number: signal.Signals, group: bool, arguments: list[
     if late:
         expectations.ended_well(done)
     else:
-        _check_end(trial, done, number)
+        _check_end(trial, done, number, moment < START * duration)
 
 
-def _check_end(trial: Trial, done: Done, number: signal.Signals) -> None:
+def _check_end(trial: Trial, done: Done, number: signal.Signals, starting: bool) -> None:
     by_signal = (128 + number, -number)  # a shell shows both as the same
-    if not trial.sweep.exists() and done.status in (*by_signal, 1) and not has_own_frame(done.errors):
-        trial.note("before Python had started the command")
+    if starting and not done.output and done.status in (*by_signal, 1) and not has_own_frame(done.errors):
+        trial.note("Python had not started the command")
         return
     require(not has_traceback(done.text), f"a traceback: {done}")
     if "report: " in done.output and done.status in (0, *by_signal):
