@@ -28,9 +28,10 @@ def interruptible(message: Callable[[], str]) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> NoReturn:
         received.append(number)
-        # Threads that the interrupt ends, such as orbax's, have nothing to add.
-        threading.excepthook = lambda _: None
+        # What the interrupt ends, such as orbax's threads or an import in C, would print a traceback.
+        sys.excepthook = lambda *_: None
         sys.unraisablehook = lambda _: None
+        threading.excepthook = lambda _: None
         raise KeyboardInterrupt
 
     # Python runs `handle` between two of its own instructions, which a compilation may delay by a minute. The pipe is

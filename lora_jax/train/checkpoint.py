@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -41,7 +42,10 @@ class PackCheckpoints:
     def __init__(
         self, folder: Path, *, base_fingerprint: str, runs: Sequence[str], warn: Callable[[str], None] = logger.warning
     ):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        # Orbax measures its timeout by the wall clock, which may jump.
+        patient = ocp.options.AsyncOptions(timeout_secs=10**9)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True, async_options=patient)
+        sys.excepthook = _print_exception
         self._folder = folder.absolute()  # orbax needs absolute paths
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._owner = {"base": base_fingerprint, "runs": list(runs)}
@@ -172,10 +176,18 @@ def _text(owner: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences what orbax's threads print beside the exception that a damaged checkpoint raises."""
-    hooks, log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
-    sys.excepthook, sys.unraisablehook, log.disabled = lambda *_: None, lambda _: None, True
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    sys.unraisablehook, log.disabled = lambda _: None, True
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        (sys.excepthook, sys.unraisablehook), log.disabled = hooks, False
+        sys.unraisablehook, log.disabled = hook, False
+
+
+def _print_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None, previous: Any = sys.excepthook
+) -> None:
+    """Prints an uncaught exception, unless TensorStore tells an event loop that orbax has closed after an error."""
+    if str(error) != "Event loop is closed":
+        previous(kind, error, trace)

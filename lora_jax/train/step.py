@@ -139,8 +139,8 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
 
     first_loss = jnp.where(state.step == 0, loss, state.first_loss)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= DIVERGED * first_loss)
+    grad_norm, update_norm, param_norm = map(optax.tree.norm, (grads, updates, params))
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm) & (loss <= DIVERGED * first_loss)
     unfinished = state.step < hyper.steps
     live = state.live & (finite | ~unfinished)
     new = RunState(params, opt_state, state.step + 1, live, first_loss)
@@ -148,5 +148,4 @@ def train_step(
     chosen = jax.tree.map(
         lambda new, old: jnp.where(active, new, old), new._replace(live=live), state._replace(live=live)
     )
-    norms = (grad_norm, optax.tree.norm(updates), optax.tree.norm(params))
-    return chosen, StepMetrics(loss, lr, *norms, live)
+    return chosen, StepMetrics(loss, lr, grad_norm, update_norm, param_norm, live)

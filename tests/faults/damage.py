@@ -53,7 +53,8 @@ def damage(trial: Trial, root: Path, pattern: str) -> Path:
 def names_of(path: Path, root: Path) -> list[str]:
     """Returns the texts that name a damaged file: its path, or a folder of files that belong together."""
     checkpoint = [parent for parent in path.parents if parent.parent.name == "checkpoints" or parent.name.isdigit()]
-    return [str(path), str(path.relative_to(root)), *(str(folder) for folder in checkpoint if root in folder.parents)]
+    row = f"{path.parent.relative_to(root)} unreadable: {path.name}"  # in the table of a report
+    return [str(path), str(path.relative_to(root)), row, *(str(f) for f in checkpoint if root in f.parents)]
 
 
 def _report(trial: Trial, pattern: str) -> None:

@@ -63,7 +63,7 @@ def _two_resumes(trial: Trial) -> None:
         second = stack.enter_context(trial.start("sweep", *trial.resumed_sweep))
         ended = sorted([trial.wait(first), trial.wait(second)], key=lambda done: done.status)
     expectations.ended_well(ended[0])
-    expectations.refused(ended[1], str(trial.sweep), "another process")
+    expectations.refused(ended[1], str(trial.sweep), "is in use by process")
     expectations.identical(trial)
 
 
