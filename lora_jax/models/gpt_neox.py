@@ -54,6 +54,9 @@ class GptNeoxConfig:
         rope = self.rope_parameters or self.rope_scaling or {}
         if not isinstance(rope, Rope):
             rope = read_rope(self.rotary_emb_base, {"partial_rotary_factor": self.rotary_pct, **rope})
+        if (rotated := rope.rotated_dims(self.d_head)) % 2:
+            part = f"rotary_pct={rope.partial_rotary_factor} of heads of width {self.d_head}"
+            raise ValueError(f"{part} is {rotated} dimensions: rotary embeddings rotate pairs, so it must be even")
         rope.check(self.d_head)
         object.__setattr__(self, "rope_parameters", rope)
         object.__setattr__(self, "rope_scaling", None)

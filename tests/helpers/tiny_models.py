@@ -79,7 +79,11 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text",
         GEMMA2 | {"sliding_window_pattern": 2, "rope_theta": 500.0, "rope_local_base_freq": 50.0},
     ),
-    "gpt2": ("gpt2", {"vocab_size": VOCAB_SIZE, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 40}),
+    "gpt2": (
+        "gpt2",
+        {"vocab_size": VOCAB_SIZE, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 40}
+        | {"bos_token_id": 0, "eos_token_id": 0},  # the default ids are beyond so small a vocabulary
+    ),
     "gpt_neox": ("gpt_neox", {key: DECODER[key] for key in DECODER if key not in ("num_key_value_heads", "head_dim")}),
 }
 

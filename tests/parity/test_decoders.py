@@ -39,6 +39,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+GPT2 = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 0}  # the default ids are beyond so small a vocabulary
 NEOX = {key: SHAPE[key] for key in SHAPE if key not in ("num_key_value_heads", "head_dim")} | {"rotary_pct": 0.5}
 
 CASES = {
@@ -55,10 +56,10 @@ CASES = {
     "llama-linear-rope": ("llama", SHAPE | {"rope_parameters": LINEAR, "rms_norm_eps": 1e-3}),
     "qwen2": ("qwen2", SHAPE | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", SHAPE | {"num_key_value_heads": 1, "head_dim": 16}),
-    "gpt2": ("gpt2", {"vocab_size": 61, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 17}),
+    "gpt2": ("gpt2", GPT2 | {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 17}),
     "gpt2-inner": (
         "gpt2",
-        {"vocab_size": 61, "n_embd": 24, "n_layer": 1, "n_head": 1, "n_positions": 40, "n_inner": 20},
+        GPT2 | {"n_embd": 24, "n_layer": 1, "n_head": 1, "n_positions": 40, "n_inner": 20},
     ),
     "gpt-neox": ("gpt_neox", NEOX),
     "gpt-neox-one-after-another": (
