@@ -1,5 +1,6 @@
 """Weights & Biases as a sink. The package is imported when a run first needs it."""
 
+import hashlib
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from lora_jax.tracking.sink import SinkSettings
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
-LONGEST_ARTIFACT_NAME = 128  # W&B's limit, in characters
+LONGEST_NAME = 128  # W&B's limit, in characters
 
 
 class WandbSession:
@@ -112,8 +113,8 @@ class WandbSink:
             self._mode,
             project=self._project,
             dir=folder,
-            group=group,
-            name=run.name,
+            group=_shown_name(group, hashlib.sha256(group.encode()).hexdigest()[:16]),
+            name=_shown_name(run.name, run_id),
             job_type="train",
             config={**settings, "run": content},
             id=run_id,
@@ -152,9 +153,16 @@ def _init(mode: Literal["online", "offline"], options: Mapping[str, Any]) -> Any
 
 
 def _artifact_name(group: str, name: str, run_id: str) -> str:
-    text = re.sub(r"[^\w.-]+", "-", f"{group}-{name}")
-    shortened = f"{text[: LONGEST_ARTIFACT_NAME - len(run_id) - 1]}-{run_id}"
-    return text if len(text) <= LONGEST_ARTIFACT_NAME else shortened
+    return _fitted(re.sub(r"[^\w.-]+", "-", f"{group}-{name}"), run_id)
+
+
+def _shown_name(name: str, ending: str) -> str:
+    """Returns `name` without letters that are not printed, in W&B's length."""
+    return _fitted("".join(letter if letter.isprintable() else " " for letter in name), ending)
+
+
+def _fitted(name: str, ending: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - len(ending) - 1]}-{ending}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
