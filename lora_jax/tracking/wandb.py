@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, redact
 from lora_jax.records import MetricsRecord, RunRecord, Summary
 from lora_jax.tracking.sink import SinkSettings
 
@@ -76,7 +76,10 @@ class WandbSession:
                 self._server_reached = True
                 return run
             except Exception as error:
-                log.warning("W&B cannot be reached (%s); runs are recorded offline, to send with `wandb sync`", error)
+                log.warning(
+                    "W&B cannot be reached (%s); runs are recorded offline, to send with `wandb sync`",
+                    redact(str(error)),
+                )
                 if self._server_reached is None:  # no run is alive: W&B's service, which still holds the id, can go
                     wandb.teardown()
                 self._server_reached = False
@@ -91,7 +94,7 @@ class WandbSession:
                 wandb.setup(wandb.Settings(silent=True))
                 self._logged_in = bool(wandb.login(prompt=False, verify=False))
             except Exception as error:
-                log.warning("W&B failed (%s: %s); runs are recorded offline", type(error).__name__, error)
+                log.warning("W&B failed (%s: %s); runs are recorded offline", type(error).__name__, redact(str(error)))
                 self._logged_in = False
         return self._logged_in
 
