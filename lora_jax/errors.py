@@ -1,13 +1,36 @@
 """Errors of the user and of the machine, as opposed to errors of the program."""
 
 import errno
+import os
+import re
 import reprlib
 from collections.abc import Iterator
 from typing import Any
 
+_IN_URL = re.compile(r"(?<=://)[^/\s'\"@]+(?=@)")
+_TOKEN = re.compile(r"\b(hf_\w{20,}|AKIA[A-Z0-9]{16}|wandb_v1_\w{20,})")
+_SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD)(_|$)")
+_SHORTEST_SECRET = 8
+
 
 class UserError(ValueError):
-    """The input cannot be used. The message names the key, its value, and what would be accepted."""
+    """The input cannot be used. The message names the key, its value, and what would be accepted, without secrets."""
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
+
+
+def redact(text: str) -> str:
+    """Returns `text` with asterisks for secrets.
+
+    These are users and passwords in URLs, tokens of Hugging Face, W&B and AWS by their form, and the values of
+    environment variables that are named KEY, TOKEN, SECRET or PASSWORD.
+    """
+    text = _TOKEN.sub("***", _IN_URL.sub("***", text))
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name.upper()):
+            text = text.replace(value, "***")
+    return text
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -62,5 +62,5 @@ def finish(folder: Path) -> int:
     # A file gets the whole width. A narrow terminal wraps lines rather than cells, up to 120 columns.
     console.width = max(console.width, min(needed_width, 120) if console.is_terminal else needed_width)
     console.print(table)
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    console.print(f"report: {page}", soft_wrap=True, markup=False, emoji=False, highlight=False)
     return 0 if all(row.status in ("finished", "stopped") for row in rows) else 1

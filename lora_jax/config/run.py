@@ -54,6 +54,12 @@ Buckets = Annotated[
 ]
 
 
+def _project(name: str) -> str:
+    if set(name) & set("/\\#?%:"):
+        raise ValueError("must be a name without / \\ # ? % :")
+    return name
+
+
 class ModelConfig(Settings):
     """The frozen base: its checkpoint, and how it computes."""
 
@@ -120,7 +126,8 @@ class OptimConfig(Settings):
 
 class WandbConfig(Settings):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: Text = "lora_jax"
+    # W&B's own limits
+    project: Annotated[Text, Field(max_length=128), AfterValidator(_project)] = "lora_jax"
 
 
 class RunConfig(Settings):

@@ -10,7 +10,7 @@ from typing import Any, TextIO, TypeVar
 
 import pydantic
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, shown
 from lora_jax.records.atomic import write_atomically
 from lora_jax.records.schema import RECORD_VERSION, SEALED_SINCE, MetricsRecord, Record, RunRecord, Summary
 from lora_jax.records.sealed import CHECKSUM, seal, seal_line, unseal, unseal_line
@@ -229,7 +229,7 @@ def _explained(item: Any) -> str:
     if item["type"] == "missing":
         return f"{key} is missing"
     message = item["msg"].removeprefix("Input should be ")
-    return f"{key}={item['input']!r}: must be {message}" if key else f"must be {message}"
+    return f"{key}={shown(item['input'])}: must be {message}" if key else f"must be {message}"
 
 
 def _typed_part(location: Sequence[int | str]) -> Sequence[int | str]:

@@ -6,15 +6,16 @@ that the schema does not know are ignored.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 RECORD_VERSION: Literal[3] = 3
 SEALED_SINCE = 3  # from this version on, files carry a hash of their content
 
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Status = Literal["finished", "stopped", "diverged", "failed"]
-Figures = Mapping[str, int | float]  # metrics by name; validation figures also have the "step" of their validation
+Figures = Mapping[str, Integer | float]  # metrics by name; validation figures also have the "step" of their validation
 
 
 class Record(BaseModel):
@@ -43,29 +44,29 @@ class Axes(Record):
     method: str
     method_title: str  # the method as reports write it
     trains_base: bool  # whether every weight of the base trains, as in full fine-tuning, which is the baseline
-    rank: int | None = None
+    rank: Integer | None = None
     alpha: float | None = None
     targets: str | None = None
     lr: float | None = None
-    seed: int | None = None
+    seed: Integer | None = None
 
 
 class Device(Record):
     platform: str | None = None
     kind: str | None = None
-    count: int | None = None
+    count: Integer | None = None
 
 
 class Base(Record):
     source: str | None = None
     fingerprint: str | None = None
-    parameters: int | None = None
+    parameters: Integer | None = None
 
 
 class Data(Record):
     name: str | None = None
     fingerprint: str | None = None
-    examples: Mapping[str, int] = Field(default_factory=dict)  # by split
+    examples: Mapping[str, Integer] = Field(default_factory=dict)  # by split
 
 
 class RunRecord(Record):
@@ -96,20 +97,22 @@ class MetricsRecord(Record):
 
     model_config = ConfigDict(extra="allow")
 
-    step: int
-    tokens: int  # that this run has trained on by then, without padding
+    step: Integer
+    tokens: Integer  # that this run has trained on by then, without padding
 
     def figure(self, name: str) -> float | None:
         """Returns the metric `name`, such as "train/loss", or None where this record has no such number."""
         value = (self.model_extra or {}).get(name)
-        return value if isinstance(value, int | float) else None
+        if isinstance(value, int):
+            return value if abs(value) < 2**63 and not isinstance(value, bool) else None
+        return value if isinstance(value, float) else None
 
 
 class PackRecord(Record):
     """The pack that a run trained in."""
 
-    index: int
-    runs: int = 1  # how many runs shared it
+    index: Integer
+    runs: Integer = 1  # how many runs shared it
 
 
 class Results(Axes):
@@ -117,23 +120,23 @@ class Results(Axes):
 
     name: str
     error: str | None = None
-    steps: int | None = None
-    trainable: int | None = None  # parameters, the head's among them
-    adapter_parameters: int | None = None
-    head_parameters: int | None = None
-    base_parameters: int | None = None
+    steps: Integer | None = None
+    trainable: Integer | None = None  # parameters, the head's among them
+    adapter_parameters: Integer | None = None
+    head_parameters: Integer | None = None
+    base_parameters: Integer | None = None
     trainable_share: float | None = None  # of the base's parameters
     metric: str | None = None  # the task's headline
     select: str | None = None  # the validation metric that chooses the best step
     test: Figures | None = None
     valid_best: Figures | None = None
     train_loss: float | None = None
-    tokens: int | None = None
+    tokens: Integer | None = None
     seconds: float | None = None
     tokens_per_s: float | None = None
     compile_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    adapter_bytes: int | None = None
+    peak_memory_bytes: Integer | None = None
+    adapter_bytes: Integer | None = None
     pack: PackRecord | None = None
 
     def score(self, split: str) -> float | None:

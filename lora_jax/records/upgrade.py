@@ -5,13 +5,14 @@ Version 1 had no "version" key, and version 2 had no hashes. Both are of Novembe
 
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, shown
 from lora_jax.records.schema import RECORD_VERSION
 
 # The methods of version 1: the title, and whether every weight of the base trains.
 _METHODS = {"lora": ("LoRA", False), "full": ("full fine-tuning", True)}
+Part = TypeVar("Part", dict[str, Any], list[Any])
 _RENAMED_SETTINGS = {"base": "base_storage"}
 
 
@@ -23,12 +24,12 @@ def upgrade_run(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """
     if _version(values, where) > 1:
         return {**values, "version": RECORD_VERSION}
-    config = {_RENAMED_SETTINGS.get(key, key): value for key, value in (values.get("config") or {}).items()}
-    overrides = [text for text in values.get("overrides") or [] if isinstance(text, str)]
-    data = dict(values.get("data") or {})
+    parts = {key: _part(values, key, {}, where) for key in ("versions", "device", "base", "data", "config")}
+    config = {_RENAMED_SETTINGS.get(key, key): value for key, value in parts["config"].items()}
+    overrides = [text for text in _part(values, "overrides", [], where) if isinstance(text, str)]
+    data = dict(parts["data"])
     examples = {key: data.pop(key) for key in list(data) if isinstance(data[key], int)}
     command = values.get("command")
-    parts = {key: values.get(key) or {} for key in ("versions", "device", "base")}
     return {
         **values,
         **parts,
@@ -37,7 +38,7 @@ def upgrade_run(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         "overrides": overrides,
         "axes": _axes(config, overrides),
         "data": data | {"examples": examples},
-        "command": shlex.join(command) if isinstance(command, list) else command,
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
     }
 
 
@@ -61,6 +62,14 @@ def _version(values: Mapping[str, Any], where: str) -> int:
     return int(version)
 
 
+def _part(values: Mapping[str, Any], key: str, empty: Part, where: str) -> Part:
+    """Returns the member `key`, which has the type of `empty`; `empty` where there is none."""
+    part = values.get(key) or empty
+    if not isinstance(part, type(empty)):
+        raise UserError(f"{where}: {key}={shown(part)}: must be a JSON {'object' if empty == {} else 'array'}")
+    return part
+
+
 def _method(values: Mapping[str, Any]) -> dict[str, Any]:
     name = str(values.get("method") or "?")
     title, trains_base = _METHODS.get(name, (name, False))
@@ -82,7 +91,7 @@ def _axes(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     def number(name: str, kind: type[int] | type[float]) -> int | float | None:
         try:
             return kind(find(name))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
 
     method = _method({"method": find("method") or "lora"})

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_jax.records.inputs import data_key, inputs_key
 from lora_jax.report.rows import Row, extra_axes, readable
+from lora_jax.report.text import short
 
 BASELINE = "full fine-tuning"  # what every finding compares with: rows whose method trains the base
 
@@ -93,7 +94,7 @@ def comparable(rows: list[Row]) -> dict[str, list[Row]]:
     have them too.
     """
     rows = readable(rows)
-    titles = [" · ".join(filter(None, (row.model, row.task))) or "runs" for row in rows]
+    titles = [" · ".join(map(short, filter(None, (row.model, row.task)))) or "runs" for row in rows]
     certain = {title for title, row in zip(titles, rows, strict=True) if row.metric is not None}
     groups: dict[str, list[Row]] = {}
     for title, row in zip(titles, rows, strict=True):
@@ -121,7 +122,7 @@ def labels(chosen: list[Configuration], rows: list[Row], *, targets: bool = Fals
             parts += [f"rank {row.rank}"] if row.rank is not None else []
             parts += [f"(targets {row.targets})"] if targets and row.targets else []
         parts += [f"alpha {row.alpha:g}"] if with_alpha and row.alpha is not None else []
-        return " ".join(parts + [f"{key}={row.overrides[key]}" for key in extra if key in row.overrides])
+        return short(" ".join(parts + [f"{key}={row.overrides[key]}" for key in extra if key in row.overrides]))
 
     return [label(configuration.row) for configuration in chosen]
 
@@ -270,7 +271,7 @@ def _name(configuration: Configuration, others: list[Configuration], rows: list[
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(short, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _key(row: Row, extra: list[str]) -> tuple[Any, ...]:

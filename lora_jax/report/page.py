@@ -14,6 +14,7 @@ from lora_jax.records import write_atomically
 from lora_jax.report import compare, tables
 from lora_jax.report.picture import Picture
 from lora_jax.report.rows import Row, flat, load_rows, readable
+from lora_jax.report.text import short, visible
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ def render(sweep: Path, rows: list[Row], pictures: list[Picture]) -> str:
     """Returns the page's HTML. Everything that comes from the files is escaped."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("lora_jax.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    models, tasks = ({getattr(row, key) for row in rows} - {None} for key in ("model", "task"))
+    folder = visible(sweep.resolve().name)
+    models, tasks = ({short(getattr(row, key) or "") for row in rows} - {""} for key in ("model", "task"))
     start_times = sorted(row.run.start_time for row in rows if row.run.start_time)
     return environment.from_string(source).render(
-        title=" · ".join(", ".join(sorted(names)) for names in (models, tasks) if names) or sweep.resolve().name,
-        sweep=sweep.resolve().name,
+        title=" · ".join(", ".join(sorted(names)) for names in (models, tasks) if names) or folder,
+        sweep=folder,
         date=start_times[0][:16].replace("T", " ") if start_times else None,
         runs=len(rows),
         finding=compare.finding(rows),

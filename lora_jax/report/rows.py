@@ -24,6 +24,7 @@ from lora_jax.records import (
     read_run,
     read_summary,
 )
+from lora_jax.report.text import visible
 
 _NO_METHOD = "?"  # of a run whose records do not say it
 
@@ -94,6 +95,8 @@ def _row(folder: Path, sweep: Path) -> Row:
             _check_same_run(run, summary, folder)
     except UserError as error:
         return _unreadable(folder, sweep, str(error))
+    run = RunRecord.model_validate(visible(run.model_dump()))
+    summary = None if summary is None else Summary.model_validate(visible(summary.model_dump()))
     overrides = dict(text.lstrip("+").split("=", 1) for text in run.overrides if "=" in text)
     known: dict[str, Any] = {"folder": folder, "run": run, "records": records, "overrides": overrides}
     if summary is not None:
@@ -127,7 +130,7 @@ def _unreadable(folder: Path, sweep: Path, error: str) -> Row:
         **axes,
         name=name,
         status="unreadable",
-        error=error.replace(f"{folder}/", ""),
+        error=visible(error.replace(f"{folder}/", "")),
         folder=folder,
         run=RunRecord(name=name, axes=Axes(**axes), start_time=None),
         overrides={},
@@ -151,7 +154,7 @@ def _told_apart(rows: list[Row], sweep: Path) -> list[Row]:
 
 
 def _place(folder: Path, sweep: Path) -> str:
-    return folder.name if folder == sweep else folder.relative_to(sweep).as_posix()
+    return str(visible(folder.name if folder == sweep else folder.relative_to(sweep).as_posix()))
 
 
 def _sign(metric: str) -> int:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text as PlainText
 
 from lora_jax.report.compare import comparable, configurations, conflicts, headline_split, number, share, split_name
 from lora_jax.report.rows import Row, extra_axes
+from lora_jax.report.text import short
 
 UNKNOWN = "\u2013"
 
@@ -45,12 +46,14 @@ def headline(rows: list[Row]) -> Text:
             continue
         present = [value for value in values if value is not None]
         if not column.always and len(set(map(repr, present))) == 1:
-            same.append(f"{column.title} {column.text(present[0])}")
+            same.append(f"{column.title} {short(column.text(present[0]))}")
         else:
             columns.append(column)
     lines = [[_cell(column, row) for column in columns] for row in rows]
     return Text(
-        [column.title for column in columns], lines, f"The same wherever it applies: {', '.join(same)}." if same else ""
+        [short(column.title) for column in columns],
+        lines,
+        f"The same wherever it applies: {', '.join(same)}." if same else "",
     )
 
 
@@ -93,7 +96,9 @@ def markdown(rows: list[Row]) -> str:
 def reasons(rows: list[Row]) -> list[str]:
     """Returns a short line for each run that failed, diverged or cannot be read. table.csv has the whole error."""
     return [
-        f"{row.name} {row.status}: {textwrap.shorten(row.error, 160, placeholder=' …')}" for row in rows if row.error
+        f"{short(row.name)} {row.status}: {textwrap.shorten(row.error, 160, placeholder=' …')}"
+        for row in rows
+        if row.error
     ]
 
 
@@ -116,8 +121,8 @@ def raw_csv(rows: list[Row]) -> str:
     ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(title for title, _ in columns)
-    writer.writerows([value(row) for _, value in columns] for row in rows)
+    writer.writerow(_no_formula(title) for title, _ in columns)
+    writer.writerows([_no_formula(value(row)) for _, value in columns] for row in rows)
     return text.getvalue()
 
 
@@ -126,7 +131,8 @@ def terminal_table(rows: list[Row]) -> Table:
     text = headline(rows)
     axes = {tuple(_cell(column, row) for column in _axis_columns(rows)) for row in rows}
     first = 1 if len(axes) == len(rows) else 0
-    caption = escape("\n".join(filter(None, [text.caption, *conflicts(rows), *reasons(rows)])))
+    # No markup: rich would take "[red]" and ":x:" in a name for its own.
+    caption = PlainText("\n".join(filter(None, [text.caption, *conflicts(rows), *reasons(rows)])))
     table = Table(
         box=box.SIMPLE_HEAD, caption=caption or None, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -134,10 +140,10 @@ def terminal_table(rows: list[Row]) -> Table:
         words = title in ("name", "method", "targets", "status")
         # Lines break between words, never within one.
         width = max(len(word) for cell in (title, *(line[place] for line in text.lines)) for word in cell.split())
-        table.add_column(escape(title), justify="left" if words else "right", min_width=width)
+        table.add_column(PlainText(title), justify="left" if words else "right", min_width=width)
     colours = {"failed": "red", "diverged": "red", "unreadable": "red", "running": "cyan", "interrupted": "yellow"}
     for row, line in zip(rows, text.lines, strict=True):
-        table.add_row(*map(escape, line[first:]), style=colours.get(row.status))
+        table.add_row(*map(PlainText, line[first:]), style=colours.get(row.status))
     return table
 
 
@@ -220,12 +226,23 @@ def _cell(column: Column, row: Row) -> str:
     value = column.value(row)
     if value is None:
         return UNKNOWN
-    return "NaN" if isinstance(value, float) and math.isnan(value) else column.text(value)
+    return "NaN" if isinstance(value, float) and math.isnan(value) else short(column.text(value))
+
+
+def _no_formula(cell: Any) -> Any:
+    """Returns a cell of a CSV file. A quote keeps spreadsheets from computing a text that looks like a formula."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\n")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _markdown(table: Text) -> str:
     def line(cells: list[str]) -> str:
-        return "|" + "|".join(_plain(cell).replace("|", "\\|") for cell in cells) + "|"
+        return "|" + "|".join(_plain(cell) for cell in cells) + "|"
 
     rule = "|" + "|".join("-" for _ in table.titles) + "|"
     caption = f"\n{_plain(table.caption)}\n" if table.caption else ""
@@ -233,5 +250,5 @@ def _markdown(table: Text) -> str:
 
 
 def _plain(text: str) -> str:
-    """Returns `text` on one line, with nothing that Markdown takes for HTML."""
-    return text.replace("\n", " ").replace("<", "&lt;")
+    """Returns `text` on one line, with nothing that Markdown takes for HTML, a link or the end of a cell."""
+    return text.replace("\n", " ").replace("<", "&lt;").replace("](", "]&#40;").replace("|", "&#124;")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, redact
 from lora_jax.records import (
     RUN_FILE,
     MetricsFile,
@@ -103,7 +103,7 @@ class Tracker:
             try:
                 action(sink)
             except Exception as error:
-                self._warn(f"{sink.title} failed ({type(error).__name__}: {error}); going on without it")
+                self._warn(redact(f"{sink.title} failed ({type(error).__name__}: {error}); going on without it"))
                 self._sinks.remove(sink)
                 with contextlib.suppress(Exception):
                     sink.close(1)

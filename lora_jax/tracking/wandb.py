@@ -1,5 +1,6 @@
 """Weights & Biases as a sink. The package is imported when a run first needs it."""
 
+import hashlib
 import logging
 import os
 import re
@@ -7,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, redact
 from lora_jax.records import MetricsRecord, RunRecord, Summary
 from lora_jax.tracking.sink import SinkSettings
 
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
-LONGEST_ARTIFACT_NAME = 128  # W&B's limit, in characters
+LONGEST_NAME = 128  # W&B's limit, in characters
 
 
 class WandbSession:
@@ -75,7 +76,10 @@ class WandbSession:
                 self._server_reached = True
                 return run
             except Exception as error:
-                log.warning("W&B cannot be reached (%s); runs are recorded offline, to send with `wandb sync`", error)
+                log.warning(
+                    "W&B cannot be reached (%s); runs are recorded offline, to send with `wandb sync`",
+                    redact(str(error)),
+                )
                 if self._server_reached is None:  # no run is alive: W&B's service, which still holds the id, can go
                     wandb.teardown()
                 self._server_reached = False
@@ -90,7 +94,7 @@ class WandbSession:
                 wandb.setup(wandb.Settings(silent=True))
                 self._logged_in = bool(wandb.login(prompt=False, verify=False))
             except Exception as error:
-                log.warning("W&B failed (%s: %s); runs are recorded offline", type(error).__name__, error)
+                log.warning("W&B failed (%s: %s); runs are recorded offline", type(error).__name__, redact(str(error)))
                 self._logged_in = False
         return self._logged_in
 
@@ -112,8 +116,8 @@ class WandbSink:
             self._mode,
             project=self._project,
             dir=folder,
-            group=group,
-            name=run.name,
+            group=_shown_name(group, hashlib.sha256(group.encode()).hexdigest()[:16]),
+            name=_shown_name(run.name, run_id),
             job_type="train",
             config={**settings, "run": content},
             id=run_id,
@@ -152,9 +156,16 @@ def _init(mode: Literal["online", "offline"], options: Mapping[str, Any]) -> Any
 
 
 def _artifact_name(group: str, name: str, run_id: str) -> str:
-    text = re.sub(r"[^\w.-]+", "-", f"{group}-{name}")
-    shortened = f"{text[: LONGEST_ARTIFACT_NAME - len(run_id) - 1]}-{run_id}"
-    return text if len(text) <= LONGEST_ARTIFACT_NAME else shortened
+    return _fitted(re.sub(r"[^\w.-]+", "-", f"{group}-{name}"), run_id)
+
+
+def _shown_name(name: str, ending: str) -> str:
+    """Returns `name` without letters that are not printed, in W&B's length."""
+    return _fitted("".join(letter if letter.isprintable() else " " for letter in name), ending)
+
+
+def _fitted(name: str, ending: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - len(ending) - 1]}-{ending}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

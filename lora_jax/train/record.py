@@ -14,6 +14,7 @@ import jax
 from lora_jax.config.point import Point
 from lora_jax.data.tasks import scoring_of
 from lora_jax.delta import count
+from lora_jax.errors import redact
 from lora_jax.methods import AdapterInit
 from lora_jax.records import Axes, Base, Data, Device, RunRecord, Summary, read_summary
 from lora_jax.tracking import Tracker, TrackingSession
@@ -89,7 +90,7 @@ def run_record(setup: Setup, point: Point) -> RunRecord:
             examples={split: len(examples) for split, examples in setup.data.splits.items()},
         ),
         commit=_commit(),
-        command=shlex.join(["python", *sys.orig_argv[1:]]),  # as typed; Hydra gets more arguments
+        command=redact(shlex.join(["python", *sys.orig_argv[1:]])),  # as typed; Hydra gets more arguments
         start_time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

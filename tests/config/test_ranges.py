@@ -116,3 +116,8 @@ def test_epochs_of_too_many_steps_are_refused(configure):
 @pytest.mark.parametrize("key, value", [("rank", "8"), ("rank", 8.0), ("lr", "1e-3"), ("lr", 1), ("alpha", 16)])
 def test_numbers_may_be_written_in_any_way(configure, key, value):
     assert getattr(configure(**{key: value}), key) == float(value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "a%b", "x" * 129])
+def test_a_project_is_a_name_that_wandb_takes(refusal, name):
+    assert ": must " in refusal("wandb__project", name)

@@ -122,7 +122,7 @@ def _full_cache(trial: Trial) -> None:
 
 
 def _limited_files(trial: Trial) -> None:
-    size = 2 ** trial.random.randint(14, 18)  # what the command prints, which goes to a file here, is below
+    size = 2 ** trial.random.randint(16, 19)  # what the command prints, which goes to a file here, is below
     trial.note(f"files of at most {size} bytes")
     done = trial.run("sweep", *trial.new_sweep, prelude=LIMIT_FILES, FAULT_BYTES=str(size))
     expectations.no_traceback(done)

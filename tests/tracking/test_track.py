@@ -322,3 +322,18 @@ def test_an_unreachable_server_is_waited_for_once(tmp_path, monkeypatch, caplog)
         open_tracker(tmp_path / name, name, settings=online, session=session).close()
     assert modes == ["online", "teardown", "offline", "offline"]
     assert len([r for r in caplog.records if "cannot be reached" in r.message]) == 1
+
+
+def test_names_keep_to_wandbs_limits(tmp_path, monkeypatch):
+    given = []
+
+    def start(**options):
+        given.append(options)
+        return MagicMock()
+
+    monkeypatch.setattr("wandb.init", start)
+    for folder, name in (("a", "x" * 10_000), ("b", "x" * 9_999 + "y"), ("c", "a\x1b[31m\n\u202eb<script>")):
+        open_tracker(tmp_path / folder, name, group="g" * 300).close()
+    names, groups = [[options[key] for options in given] for key in ("name", "group")]
+    assert all(0 < len(name) <= 128 and name.isprintable() for name in [*names, *groups])
+    assert len(set(names)) == 3 and len(set(groups)) == 1

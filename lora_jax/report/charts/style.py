@@ -31,6 +31,7 @@ MARKERS = "osD^vPXh"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
+    "text.parse_math": False,  # two $ in a target's regular expression are no formula
     "text.color": INK,
     "axes.edgecolor": "#bbbbbb",
     "axes.labelcolor": INK,
