@@ -58,6 +58,10 @@ values = st.recursive(
     max_leaves=8,
 )
 
+ODD = st.sampled_from([True, 7, 10**400, float("nan"), float("inf"), "x", "\ud800", [], [1], [[]], {}, {"a": []}]).map(
+    copy.deepcopy
+)
+
 
 def paths(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Returns the paths of all members of a tree of JSON, at any depth."""
@@ -78,9 +82,9 @@ def changed(draw: Callable, tree: dict[str, Any]) -> dict[str, Any]:
         if action == "remove" and tree:
             del owner[last]
         elif action == "add" and isinstance(owner, dict):
-            owner[draw(words)] = draw(values)
+            owner[draw(words)] = draw(ODD | values)
         else:
-            owner[last] = draw(values)
+            owner[last] = draw(ODD | values)
     return tree
 
 
@@ -118,7 +122,11 @@ def test_settings(configure, method, data):
     if run is not None:
         works_or_is_refused(run.steps_of, 281)
         assert 0 < run.alpha_of(run.rank) < float("inf")
-        assert run.program_key() and run.identity() and parse(json.loads(run.model_dump_json())) == run
+        assert (
+            run.program_key()
+            and run.identity()
+            and parse(json.loads(run.model_dump_json())).identity() == run.identity()
+        )
 
 
 # ---- targets

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_jax.analysis.stopping import replay
+from lora_jax.errors import UserError
 from lora_jax.records import RECORD_VERSION, read_run, read_summary
 from lora_jax.report import build_report, load_rows
 from lora_jax.weights.adapters import load_adapter
@@ -71,3 +72,26 @@ def test_adapters_of_format_1_load(rank):
     adapter = load_adapter(folder / "adapter", base_fingerprint=read_run(folder).base.fingerprint)
     factor = adapter.params["backbone/layers/attn/q/adapter"]
     assert factor.a.shape[-1] == factor.b.shape[-2] == rank
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"config": 7}, "config=7: must be a JSON object"),
+        ({"data": "x"}, "data='x': must be a JSON object"),
+        ({"overrides": True}, "overrides=True: must be a JSON array"),
+        ({"base": {"parameters": 10**400}}, "base.parameters=1000"),
+    ],
+)
+def test_wrong_types_of_version_1_are_refused(sweep, changes, message):
+    path = sweep / "rank=2/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=message):
+        read_run(path.parent)
+
+
+@pytest.mark.parametrize("changes", [{"command": [1, "x"]}, {"config": {"lr": 10**400, "seed": float("inf")}}])
+def test_odd_values_of_version_1_do_not_matter(sweep, changes):
+    path = sweep / "rank=2/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overrides": []} | changes))
+    assert read_run(path.parent).name == "rank=2"
