@@ -72,7 +72,7 @@ def _replay(index: int, runs: list[tuple[Path, Summary]]) -> Replay:
 
 def _curve(folder: Path, summary: Summary, metric: str) -> _Curve:
     values = {}
-    for record in read_metrics(folder):
+    for record in read_metrics(folder, summary):
         if (value := record.figure(f"valid/{metric}")) is not None:
             values[record.step] = value
     return _Curve(summary.name, summary.steps or max(values, default=0), values)

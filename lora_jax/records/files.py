@@ -1,6 +1,7 @@
 """The files of a run's folder, read and written: whole at any moment, and by one process at a time."""
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -76,16 +77,19 @@ def read_summary(folder: Path) -> Summary | None:
     return parse_record(Summary, {**values, "name": values.get("name") or path.parent.name}, path)
 
 
-def read_metrics(folder: Path) -> list[MetricsRecord]:
+def read_metrics(folder: Path, summary: Summary | None = None) -> list[MetricsRecord]:
     """Returns the records of ``folder/metrics.jsonl``; none if there is no such file. A torn last line is left out.
 
+    Args:
+      folder: the run's folder.
+      summary: the run's summary, if it is over. The file is then the one that it was written with.
+
     Raises:
-      UserError: another line is damaged, is not JSON, or has no step or no tokens.
+      UserError: another line is damaged, is not JSON, or has no step or no tokens; or the file is not the summary's.
     """
     path = Path(folder) / METRICS_FILE
-    if not path.exists():
-        return []
-    *lines, torn = _read(path).split(b"\n")
+    content = _read(path) if path.exists() else b""
+    *lines, torn = content.split(b"\n")
     parsed = []
     for number, line in enumerate([*lines, torn] if torn else lines, start=1):
         where = f"{path}, line {number}"
@@ -99,10 +103,13 @@ def read_metrics(folder: Path) -> list[MetricsRecord]:
             raise UserError(f"{where} is not a JSON object: {line[:80].decode(errors='replace')!r}")
         parsed.append((where, values))
     sealed = any(CHECKSUM in values for _, values in parsed)  # records of earlier versions have no checksums
-    return [
+    records = [
         parse_record(MetricsRecord, unseal_line(values, where=where, required=sealed), where)
         for where, values in parsed
     ]
+    if summary and summary.metrics_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise UserError(f"{path} is damaged: it does not fit the hash in {SUMMARY_FILE}; restore it from a copy")
+    return records
 
 
 def write_run(folder: Path, run: RunRecord) -> None:
@@ -111,8 +118,10 @@ def write_run(folder: Path, run: RunRecord) -> None:
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Writes ``folder/summary.json``: the run is over."""
-    write_json(Path(folder) / SUMMARY_FILE, summary.to_json())
+    """Writes ``folder/summary.json``, with the hash of ``metrics.jsonl``: the run is over."""
+    path = Path(folder) / METRICS_FILE
+    digest = hashlib.sha256(_read(path)).hexdigest() if path.exists() else None
+    write_json(Path(folder) / SUMMARY_FILE, summary.replace(metrics_sha256=digest).to_json())
 
 
 def remove_summary(folder: Path) -> None:

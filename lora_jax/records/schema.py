@@ -153,6 +153,7 @@ class Summary(Results):
 
     version: Literal[3] = RECORD_VERSION
     status: Status
+    metrics_sha256: str | None = None  # of metrics.jsonl, when the run was over
 
 
 def _finite(figures: Figures, name: str | None) -> float | None:

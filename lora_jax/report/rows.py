@@ -90,7 +90,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _row(folder: Path, sweep: Path) -> Row:
     try:
-        run, summary, records = read_run(folder), read_summary(folder), tuple(read_metrics(folder))
+        run, summary = read_run(folder), read_summary(folder)
+        records = tuple(read_metrics(folder, summary))
         if summary is not None:
             _check_same_run(run, summary, folder)
     except UserError as error:

@@ -16,6 +16,7 @@ from lora_jax.records import (
     read_json,
     read_metrics,
     read_run,
+    read_summary,
 )
 from lora_jax.train import record
 from lora_jax.train.setup import Setup
@@ -56,7 +57,7 @@ def check_runs(points: Iterable[Point]) -> None:
                 f"{point.folder} has a run of other settings than this command gives now: {'; '.join(changes)}. "
                 f"Restore the settings and resume, {ANEW}"
             )
-        read_metrics(point.folder)
+        read_metrics(point.folder, read_summary(point.folder))
 
 
 def recorded_inputs(sweep: Path) -> RecordedInputs:

@@ -10,7 +10,7 @@ from helpers.command_line import SWEPT, CommandLine, read, records, runs
 from helpers.slow import sometimes
 
 # Fields that depend on the clock and may differ.
-CLOCK = {"train/tokens_per_s", "seconds", "tokens_per_s", "compile_seconds"}
+CLOCK = {"train/tokens_per_s", "seconds", "tokens_per_s", "compile_seconds", "metrics_sha256"}
 
 # The process is killed before the nth call of a function: module, name, n.
 MOMENTS = {

@@ -32,7 +32,7 @@ SUMMARY = {
     *("name", "status", "error", "method", "rank", "alpha", "targets", "lr", "seed", "model", "task", "steps"),
     *("trainable", "adapter_parameters", "head_parameters", "base_parameters", "trainable_share", "metric", "test"),
     *("valid_best", "train_loss", "tokens", "seconds", "tokens_per_s", "compile_seconds", "peak_memory_bytes"),
-    *("adapter_bytes", "pack", "select", "version", "method_title", "trains_base"),
+    *("adapter_bytes", "pack", "select", "version", "method_title", "trains_base", "metrics_sha256"),
 }
 TRAIN = {f"train/{name}" for name in ("loss", "lr", "grad_norm", "update_norm", "param_norm", "tokens_per_s")}
 

@@ -8,7 +8,7 @@ from typing import Any
 from helpers.command_line import ROOT, records, runs
 
 # Fields that depend on the clock and may differ, and hashes over them.
-CLOCK = {"train/tokens_per_s", "seconds", "tokens_per_s", "compile_seconds", "sha256", "crc32"}
+CLOCK = {"train/tokens_per_s", "seconds", "tokens_per_s", "compile_seconds", "sha256", "metrics_sha256", "crc32"}
 # Folders whose files depend on Hydra or W&B, and not on the results.
 FOREIGN = {".hydra", "wandb"}
 

@@ -74,6 +74,22 @@ def test_a_line_without_its_checksum_is_refused(tmp_path):
         read_metrics(tmp_path)
 
 
+def test_metrics_of_a_run_that_is_over_are_whole(tmp_path):
+    write_all(tmp_path)
+    write_summary(tmp_path, summary())
+    results, path = read_summary(tmp_path), tmp_path / "metrics.jsonl"
+    assert len(read_metrics(tmp_path, results)) == 3
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in (b"".join(lines[:2]), b"".join(lines)[:-5], b""):
+        path.write_bytes(damaged)
+        assert len(read_metrics(tmp_path)) < 3
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: it does not fit the hash in summary\.json"):
+            read_metrics(tmp_path, results)
+    path.unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+        read_metrics(tmp_path, results)
+
+
 def test_a_hash_does_not_depend_on_how_the_content_is_written(tmp_path):
     values = {"b": 1e-7, "a": {"é": [1, 2.5, None, math.inf]}, "n": np.int64(3)}
     sealed = seal(values)

