@@ -25,13 +25,12 @@ def interruptible(message: Callable[[], str]) -> Iterator[None]:
     It must be entered in the main thread.
     """
     received: list[int] = []
+    stderr = os.dup(2)
 
     def handle(number: int, frame: Any) -> NoReturn:
         received.append(number)
-        # What the interrupt ends, such as orbax's threads or an import in C, would print a traceback.
-        sys.excepthook = lambda *_: None
-        sys.unraisablehook = lambda _: None
-        threading.excepthook = lambda _: None
+        # What the interrupt ends, such as an import in C or a thread of orbax, may print a traceback on its way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         raise KeyboardInterrupt
 
     # Python runs `handle` between two of its own instructions, which a compilation may delay by a minute. The pipe is
@@ -41,32 +40,32 @@ def interruptible(message: Callable[[], str]) -> Iterator[None]:
     for number in SIGNALS:
         signal.signal(number, handle)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(read_end, message), daemon=True).start()
+    threading.Thread(target=_watch, args=(read_end, stderr, message), daemon=True).start()
     try:
         yield
     except BaseException as error:
         if received or isinstance(error, KeyboardInterrupt):
-            _end(received[0] if received else signal.SIGINT, message)
+            _end(received[0] if received else signal.SIGINT, stderr, message)
         raise
 
 
-def _watch(read_end: int, message: Callable[[], str]) -> None:
+def _watch(read_end: int, stderr: int, message: Callable[[], str]) -> None:
     """Ends the process GRACE_SECONDS after the first signal, or at the second."""
     while (number := os.read(read_end, 1)[0]) not in SIGNALS:
         pass
     select.select([read_end], [], [], GRACE_SECONDS)
-    _end(number, message)
+    _end(number, stderr, message)
 
 
 _ending = threading.Lock()
 
 
-def _end(number: int, message: Callable[[], str]) -> NoReturn:
+def _end(number: int, stderr: int, message: Callable[[], str]) -> NoReturn:
     """Ends the process without waiting for threads or exit handlers, which may hang."""
     if _ending.acquire(blocking=False):
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-            print(message(), file=sys.stderr, flush=True)
+            os.write(stderr, f"{message()}\n".encode())
         os._exit(128 + number)
     threading.Event().wait()  # another thread is ending the process
     raise AssertionError

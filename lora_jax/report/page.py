@@ -10,10 +10,10 @@ from typing import Any
 
 import jinja2
 
-from lora_jax.records import write_atomically
+from lora_jax.records import flat, write_atomically
 from lora_jax.report import compare, tables
 from lora_jax.report.picture import Picture
-from lora_jax.report.rows import Row, flat, load_rows, readable
+from lora_jax.report.rows import Row, load_rows, readable
 from lora_jax.report.text import short, visible
 
 

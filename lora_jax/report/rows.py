@@ -80,14 +80,6 @@ def extra_axes(rows: list[Row]) -> list[str]:
     return [key for key in keys if len({row.overrides.get(key) for row in rows}) > 1]
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return leaves
-
-
 def _row(folder: Path, sweep: Path) -> Row:
     try:
         run, summary = read_run(folder), read_summary(folder)

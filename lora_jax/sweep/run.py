@@ -16,10 +16,10 @@ import jax
 
 from lora_jax.cache import private_folder
 from lora_jax.config.point import Point
-from lora_jax.errors import UserError, is_disk_full, is_interrupt
+from lora_jax.errors import UserError, is_disk_full, is_interrupt, redact
 from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
-from lora_jax.records import RUN_FILE, Summary, inputs_key, locked, write_run, write_summary
+from lora_jax.records import RUN_FILE, Summary, inputs_key, locked, write_atomically, write_run, write_summary
 from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
 from lora_jax.sweep.plan import PackPlan
 from lora_jax.sweep.plan_file import next_index, plan_points, replace_pack
@@ -185,9 +185,10 @@ class Sweep:
 
     def _fail(self, pack: PackPlan, error: Exception) -> None:
         """Writes the summaries of a failed pack, and its traceback to ``pack-<index>-error.txt``."""
-        message = f"{type(error).__name__}: {error}"
+        message = redact(f"{type(error).__name__}: {error}")
         self.display.say(f"pack {pack.index} failed: {message}")
-        (self.home / f"pack-{pack.index}-error.txt").write_text("".join(traceback.format_exception(error)))
+        lines = redact("".join(traceback.format_exception(error)))
+        write_atomically(self.home / f"pack-{pack.index}-error.txt", lines.encode(errors="replace"))
         setup = self.setups.get(pack.points[0].config)
         for point in pack.points:
             if record.is_done(point.folder):

@@ -248,7 +248,7 @@ def test_broken_wandb_is_one_warning_and_the_files_are_whole(tmp_path, caplog):
             tracker.finish(summary(), tmp_path / "no such adapter")
     assert len([r for r in caplog.records if "W&B failed" in r.message]) == 1
     for name in ("a", "b"):
-        assert read_summary(tmp_path / name) == summary()
+        assert read_summary(tmp_path / name).replace(metrics_sha256=None) == summary()
         assert len(read_metrics(tmp_path / name)) == 1
 
 
