@@ -41,7 +41,16 @@ def exit_on_error(folder: Path | None = None) -> Iterator[None]:
 
 
 # A bug may cause any other OSError, so those keep their traceback.
-_EXPLAINED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)
+_EXPLAINED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.EFBIG,
+)
 
 
 def _explain_system(error: Exception, folder: Path | None) -> str | None:

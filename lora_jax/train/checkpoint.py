@@ -12,7 +12,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ class PackCheckpoints:
         # Orbax measures its timeout by the wall clock, which may jump.
         patient = ocp.options.AsyncOptions(timeout_secs=10**9)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True, async_options=patient)
-        sys.excepthook = _print_exception
+        sys.unraisablehook = _report_unraisable
         self._folder = folder.absolute()  # orbax needs absolute paths
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._owner = {"base": base_fingerprint, "runs": list(runs)}
@@ -185,9 +184,7 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook, log.disabled = hook, False
 
 
-def _print_exception(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None, previous: Any = sys.excepthook
-) -> None:
-    """Prints an uncaught exception, unless TensorStore tells an event loop that orbax has closed after an error."""
-    if str(error) != "Event loop is closed":
-        previous(kind, error, trace)
+def _report_unraisable(unraisable: Any, previous: Any = sys.unraisablehook) -> None:
+    """Reports an exception in a callback, unless TensorStore calls an event loop that orbax closed after an error."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        previous(unraisable)

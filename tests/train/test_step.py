@@ -180,7 +180,7 @@ def test_a_run_that_diverges_stops_and_does_not_change_the_others(base, pack_of,
         return pack_of(base, [configure(**settings) for settings in runs])
 
     healthy, diverging = pack_with({}), pack_with({"lr": lr})
-    states = []
+    states = [run(diverging.state, 1)]
     for _ in range(8):
         healthy.train(base, 1, step_of(healthy.program))
         diverging.train(base, 1, step_of(diverging.program))
@@ -193,12 +193,24 @@ def test_a_run_that_diverges_stops_and_does_not_change_the_others(base, pack_of,
 
     live = diverging.metrics.live[:, 1]
     done = int(live.sum())  # updates before divergence
-    assert 1 <= done < 8 and not live[done:].any()
+    assert done == {1e6: 1, 1e30: 0}[lr] and not live[done:].any()
     assert states[-1].step == done
-    assert not diverging.metrics.loss[done, 1] <= 10 * diverging.metrics.loss[0, 1]  # true for nan too
+    loss, param_norm = diverging.metrics.loss[:, 1], diverging.metrics.param_norm[:, 1]
+    assert not (loss[done] <= 10 * loss[0] and np.isfinite(param_norm[done]))  # true for nan too
     for state in states[done:]:
-        assert_bits(state._replace(live=None), states[done - 1]._replace(live=None))
+        assert_bits(state._replace(live=None, first_loss=None), states[done]._replace(live=None, first_loss=None))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].params))
+
+
+def test_a_last_update_that_is_not_finite_is_seen(base, pack_of, configure):
+    """No later loss would show it."""
+    pack = pack_of(base, [configure(**LARGEST | {"seed": seed, "steps": 2}) for seed in (0, 1)])
+    pack.train(base, 1, step_of(pack.program))
+    before = run(pack.state, 1)
+    pack.hyper = pack.hyper._replace(lr=pack.hyper.lr.at[1].set(jnp.inf))
+    pack.train(base, 1, step_of(pack.program))
+    np.testing.assert_array_equal(pack.state.live, [True, False])
+    assert_bits(run(pack.state, 1)._replace(live=None), before._replace(live=None))
 
 
 def test_a_run_whose_first_loss_is_nan_does_not_change(base, pack_of, configure):
