@@ -45,7 +45,7 @@ def _soak(trial: Trial, pack: str) -> None:
             nonlocal next_look
             if running.seconds >= next_look:
                 next_look = running.seconds + EVERY
-                with contextlib.suppress(OSError):  # the process has just ended
+                with contextlib.suppress(OSError, KeyError):  # the process has just ended
                     usages.append(_usage(running.pid, trial))
 
         done = trial.wait(running, BOUND, look)
