@@ -152,6 +152,7 @@ class Sweep:
         # This is outside the except block, because an exception refers to its frames, and so to the pack's arrays.
         if not parts:
             shutil.rmtree(self.folder_of(pack), ignore_errors=True)
+            self._error_file(pack).unlink(missing_ok=True)  # of a failure before this start
             return
         gc.collect()
         packs, step = self._split(pack, parts)
@@ -163,6 +164,9 @@ class Sweep:
     def folder_of(self, pack: PackPlan) -> Path:
         """Returns the folder of a pack's checkpoints."""
         return self.home / "checkpoints" / f"pack-{pack.index}"
+
+    def _error_file(self, pack: PackPlan) -> Path:
+        return self.home / f"pack-{pack.index}-error.txt"
 
     def _split(self, pack: PackPlan, parts: Sequence[Sequence[int]]) -> tuple[list[PackPlan], int | None]:
         """Splits `pack` and its newest checkpoint, and updates plan.json. Returns the new packs and the step."""
@@ -189,7 +193,7 @@ class Sweep:
         message = redact(f"{type(error).__name__}: {error}")
         self.display.say(f"pack {pack.index} failed: {message}")
         lines = redact("".join(traceback.format_exception(error)))
-        write_atomically(self.home / f"pack-{pack.index}-error.txt", lines.encode(errors="replace"))
+        write_atomically(self._error_file(pack), lines.encode(errors="replace"))
         setup = self.setups.get(pack.points[0].config)
         for point in pack.points:
             if record.is_done(point.folder):

@@ -224,4 +224,4 @@ def test_files_load_or_are_refused(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FILES)
 def test_many_files_load_or_are_refused(case):
-    fuzz(case, int(os.environ.get("LORA_JAX_FUZZ_EXAMPLES", "500")))
+    fuzz(case, int(os.environ.get("LORA_JAX_FUZZ_EXAMPLES", "150")))
