@@ -7,8 +7,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from lora_jax.data.text import shorten
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, shown
 
 T = TypeVar("T")
 
@@ -35,7 +34,7 @@ class Examples:
         if not isinstance(self.labels, list) and not (finite := np.isfinite(self.labels)).all():
             row = int(finite.argmin())
             raise UserError(
-                f"example {row} ({shorten(self.texts[row])}) has the label {self.labels[row]}; must be finite"
+                f"example {row} ({shown(self.texts[row])}) has the label {self.labels[row]}; must be finite"
             )
 
     def __len__(self) -> int:

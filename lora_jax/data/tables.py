@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_jax.data.bounded import read_bytes
-from lora_jax.data.text import is_utf8, shorten
-from lora_jax.errors import UserError
+from lora_jax.data.text import is_utf8
+from lora_jax.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Row:
 
     def error(self, column: str, expected: str) -> UserError:
         """Returns the error that the value in `column` is not as `expected`."""
-        return UserError(f"{self.where}: {column}={shorten(self.values[column])}; expected {expected}")
+        return UserError(f"{self.where}: {column}={shown(self.values[column])}; expected {expected}")
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
@@ -63,7 +63,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
     missing = [column for column in columns if column not in header]
     if missing or len(set(header)) < len(header):
         fault = f"no column {', '.join(missing)}" if missing else "a column twice"
-        raise UserError(f"{where}: the header {shorten(','.join(header))} has {fault}; expected {','.join(columns)}")
+        raise UserError(f"{where}: the header {shown(','.join(header))} has {fault}; expected {','.join(columns)}")
     return _rows(path, records, header)
 
 
@@ -137,7 +137,7 @@ def _rows(path: Path, records: Iterator[tuple[str, list[str]]], columns: Sequenc
     for where, fields in records:
         if len(fields) != len(columns):
             raise UserError(
-                f"{where}: {len(fields)} columns, {shorten(','.join(fields))}; expected {len(columns)}: "
+                f"{where}: {len(fields)} columns, {shown(','.join(fields))}; expected {len(columns)}: "
                 f"{', '.join(columns)}"
             )
         rows.append(Row(dict(zip(columns, fields, strict=True)), where))

@@ -8,8 +8,3 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shorten(text: str) -> str:
-    """Returns `text` in quotes for an error message, cut to 80 characters."""
-    return repr(text if len(text) <= 80 else f"{text[:80]}...")

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from lora_jax.data.examples import Examples
-from lora_jax.data.text import is_utf8, shorten
-from lora_jax.errors import UserError
+from lora_jax.data.text import is_utf8
+from lora_jax.errors import UserError, shown
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -98,7 +98,7 @@ def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int, *, typ
     encodings = _encode(tokenizer, texts, max_length)
     rows = [encoding.ids for encoding in encodings]
     if empty := [i for i, row in enumerate(rows) if not row]:
-        raise UserError(f"text {empty[0]} ({shorten(''.join(texts[empty[0]]))}) has no token")
+        raise UserError(f"text {empty[0]} ({shown(''.join(texts[empty[0]]))}) has no token")
     type_ids = _flat([encoding.type_ids for encoding in encodings]) if types and examples.pairs is not None else None
     if type_ids is not None and not type_ids.any():
         type_ids = None
@@ -123,7 +123,7 @@ def tokenize_for_generation(examples: Examples, tokenizer: "Tokenizer", end: int
     for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
         if not 0 < len(prompt) <= max_length:
             raise UserError(
-                f"task.buckets: text {i} ({shorten(examples.texts[i])}) has {len(prompt)} tokens, and the longest "
+                f"task.buckets: text {i} ({shown(examples.texts[i])}) has {len(prompt)} tokens, and the longest "
                 f"bucket is {max_length}; must hold every text"
             )
         rows.append([*prompt, *reference][:max_length])
@@ -164,7 +164,7 @@ def _encode(
         if not broken:
             raise
         raise UserError(
-            f"text {broken[0]} ({shorten(''.join(texts[broken[0]]))}) has a lone surrogate; expected Unicode"
+            f"text {broken[0]} ({shown(''.join(texts[broken[0]]))}) has a lone surrogate; expected Unicode"
         ) from None
     return encodings
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, get_type_hints
 import pydantic
 from pydantic import Field
 
+from lora_jax.errors import shown
+
 LARGEST_SIZE = 2**24  # of a width, a vocabulary, a context
 
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
@@ -33,14 +35,8 @@ def check_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
             _adapters(kind)[name].validate_python(value, strict=True)
         except pydantic.ValidationError as error:
             accepted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors()[:4])
-            raise ValueError(f"{name}={shorten(value)}: must be {' or '.join(accepted)}") from None
+            raise ValueError(f"{name}={shown(value)}: must be {' or '.join(accepted)}") from None
     return present
-
-
-def shorten(value: Any) -> str:
-    """Returns a value as an error message shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @functools.cache

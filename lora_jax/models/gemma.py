@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lora_jax.errors import shown
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
-from lora_jax.models.fields import Layers, Positive, Size, shorten
+from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
 from lora_jax.models.slots import Slot
@@ -102,7 +103,7 @@ class Gemma2Config(GemmaConfig):
         period = self.sliding_window_pattern
         types = self.layer_types or [SLIDING if (i + 1) % period else FULL for i in range(self.num_hidden_layers)]
         if len(types) != self.num_hidden_layers or set(types) - {FULL, SLIDING}:
-            raise ValueError(f"layer_types={shorten(list(types))}: must be {FULL} or {SLIDING} for each of the layers")
+            raise ValueError(f"layer_types={shown(list(types))}: must be {FULL} or {SLIDING} for each of the layers")
         object.__setattr__(self, "layer_types", tuple(types))
 
     @property

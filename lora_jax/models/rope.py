@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lora_jax.models.fields import Positive, Share, Size, check_fields, shorten
+from lora_jax.errors import shown
+from lora_jax.models.fields import Positive, Share, Size, check_fields
 
 # The keys of config.json that each `rope_type` needs, beside `rope_theta`.
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
@@ -83,11 +84,11 @@ def read_rope(theta: float, values: Mapping[str, Any] | Rope | None) -> Rope:
     if isinstance(values, Rope):
         return values
     if not isinstance(values, Mapping | None):
-        raise ValueError(f"rope settings {shorten(values)}: must be an object")
+        raise ValueError(f"rope settings {shown(values)}: must be an object")
     values = dict(values or {})
     rope_type = values.get("rope_type", values.get("type", "default"))
     if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
-        raise ValueError(f"rope_type={shorten(rope_type)} is not supported; must be one of {', '.join(ROPE_TYPES)}")
+        raise ValueError(f"rope_type={shown(rope_type)} is not supported; must be one of {', '.join(ROPE_TYPES)}")
     if missing := [key for key in ROPE_TYPES[rope_type] if values.get(key) is None]:
         raise ValueError(f"rope_type={rope_type!r} needs {', '.join(missing)}")
     needed = {key: values[key] for key in ROPE_TYPES[rope_type]}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from lora_jax.errors import UserError, shown
+from lora_jax.records.flat import flat
 from lora_jax.records.schema import RECORD_VERSION
 
 # The methods of version 1: the title, and whether every weight of the base trains.
@@ -79,7 +80,7 @@ def _method(values: Mapping[str, Any]) -> dict[str, Any]:
 def _axes(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Returns a run's axes from its overrides, or else from its settings: version 1 had them in summary.json alone."""
     typed = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    settings = _leaves(config)
+    settings = flat(config)
 
     def find(name: str) -> Any:
         for values in (typed, settings):
@@ -99,13 +100,6 @@ def _axes(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not method["trains_base"]:
         axes |= {"rank": number("rank", int), "alpha": number("alpha", float), "targets": _text(find("targets"))}
     return axes | {"seed": number("seed", int)}
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _text(value: Any) -> str | None:

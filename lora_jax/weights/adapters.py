@@ -29,8 +29,7 @@ from safetensors.numpy import save
 
 from lora_jax.adapters import ADAPTERS, Padded
 from lora_jax.delta import SLOT
-from lora_jax.errors import UserError
-from lora_jax.models.fields import shorten
+from lora_jax.errors import UserError, shown
 from lora_jax.records import TEMPORARY
 from lora_jax.records.sealed import SEAL, seal, unseal
 from lora_jax.weights.json_file import read_object
@@ -235,13 +234,13 @@ def _read_description(file: Path) -> _Description:
     version = values.get("format")
     if type(version) is not int or version not in READERS:
         supported = ", ".join(map(str, READERS))
-        raise UserError(f"{file}: format is {shorten(version)}; this version of lora_jax reads {supported}")
+        raise UserError(f"{file}: format is {shown(version)}; this version of lora_jax reads {supported}")
     try:
         return READERS[version](values, file)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file} is corrupt: {key}={shorten(first['input'])}: {first['msg']}") from None
+        raise UserError(f"{file} is corrupt: {key}={shown(first['input'])}: {first['msg']}") from None
 
 
 def _make(entries: Mapping[str, _Entry], part: str, tensors: dict[str, Array], folder: Path) -> dict[str, Padded]:
@@ -254,7 +253,7 @@ def _make(entries: Mapping[str, _Entry], part: str, tensors: dict[str, Array], f
     for path, entry in entries.items():
         if entry.kind not in ADAPTERS:
             raise UserError(
-                f"{folder / DESCRIPTION}: {path}: kind={shorten(entry.kind)}: must be one of {', '.join(ADAPTERS)}"
+                f"{folder / DESCRIPTION}: {path}: kind={shown(entry.kind)}: must be one of {', '.join(ADAPTERS)}"
             )
         kind = ADAPTERS[entry.kind]
         fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # `adapter` makes every kind a dataclass
@@ -262,7 +261,7 @@ def _make(entries: Mapping[str, _Entry], part: str, tensors: dict[str, Array], f
         if not required <= set(entry.fields) <= {field.name for field in fields}:
             names = ", ".join(field.name for field in fields)
             raise UserError(
-                f"{folder / DESCRIPTION}: {path}: fields={shorten(entry.fields)}: must be of {names}, with "
+                f"{folder / DESCRIPTION}: {path}: fields={shown(entry.fields)}: must be of {names}, with "
                 f"{', '.join(sorted(required))}"
             )
         keys = {field: f"{part}/{path}/{field}" for field in entry.fields}

@@ -15,8 +15,7 @@ import numpy as np
 from gguf.quants import dequantize
 from tokenizers import Tokenizer
 
-from lora_jax.errors import UserError
-from lora_jax.models.fields import shorten
+from lora_jax.errors import UserError, shown
 from lora_jax.weights.gguf_header import Malformed, StoredTensor, map_file, read_header
 from lora_jax.weights.gguf_tokenizer import make_tokenizer
 
@@ -119,7 +118,7 @@ class Gguf:
         self._kind = self.metadata.get("general.architecture")
         if not isinstance(self._kind, str) or self._kind not in ARCHITECTURES:
             raise UserError(
-                f"{file}: general.architecture={shorten(self._kind)}: must be one of {', '.join(ARCHITECTURES)}"
+                f"{file}: general.architecture={shown(self._kind)}: must be one of {', '.join(ARCHITECTURES)}"
             )
         self._architecture = ARCHITECTURES[self._kind]
         unsupported = {t.encoding.name for t in self._tensors if t.encoding.name not in ENCODINGS}
@@ -163,7 +162,7 @@ class Gguf:
         key = f"{self._kind}.{name}"
         value = self.metadata.get(key)
         if type(value) is not int or value < 1:
-            raise UserError(f"{self.file}: {key}={shorten(value)}: must be a whole number, 1 or more")
+            raise UserError(f"{self.file}: {key}={shown(value)}: must be a whole number, 1 or more")
         return value
 
     def tensors(self) -> dict[str, tuple[tuple[int, ...], Callable[[slice], np.ndarray]]]:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lora_jax.errors import UserError
-from lora_jax.models.fields import Count, check_fields, shorten
+from lora_jax.errors import UserError, shown
+from lora_jax.models.fields import Count, check_fields
 
 PREFIX = "tokenizer.ggml."
 # Characters. Every split of a token is tried, so the time grows with the square.
@@ -107,7 +107,7 @@ def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
     if vocabulary.pre not in _SPLITTERS:
         raise ValueError(f"pre={vocabulary.pre!r}: must be one of {', '.join(_SPLITTERS)}")
     if wrong := [merge for merge in vocabulary.merges if " " not in merge]:
-        raise ValueError(f"merges has {shorten(wrong[0])}: must be two tokens with a space between them")
+        raise ValueError(f"merges has {shown(wrong[0])}: must be two tokens with a space between them")
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     tokenizer = Tokenizer(models.BPE(vocabulary.ids, merges, ignore_merges=vocabulary.pre == "llama-bpe"))
     if vocabulary.pre == "qwen2":

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, shown
 from lora_jax.models import FAMILIES
-from lora_jax.models.fields import check_fields, shorten
+from lora_jax.models.fields import check_fields
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.json_file import read_object
 from lora_jax.weights.sources import gguf_in
@@ -31,11 +31,11 @@ def read_config(folder: Path, family: str, fixed: Mapping[str, Any]) -> tuple[An
     values = open_gguf(file).config() if file.suffix == ".gguf" else read_object(file)
     if (kind := values.get("model_type")) != family:
         raise UserError(
-            f"{file}: model_type is {shorten(kind)}, but model.family={family!r}; families are {', '.join(FAMILIES)}"
+            f"{file}: model_type is {shown(kind)}, but model.family={family!r}; families are {', '.join(FAMILIES)}"
         )
     for key, value in fixed.items():
         if values.get(key) not in (None, value):
-            raise UserError(f"{file}: {key}={shorten(values[key])} is not supported; must be {value!r}")
+            raise UserError(f"{file}: {key}={shown(values[key])} is not supported; must be {value!r}")
     fields = dataclasses.fields(row.config)
     optional = {field.name for field in fields if row.defaults and field.default is not dataclasses.MISSING}
     if missing := [field.name for field in fields if field.name not in optional and field.name not in values]:

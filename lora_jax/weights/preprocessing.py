@@ -10,8 +10,8 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from lora_jax.errors import UserError
-from lora_jax.models.fields import Positive, check_fields, shorten
+from lora_jax.errors import UserError, shown
+from lora_jax.models.fields import Positive, check_fields
 from lora_jax.weights.json_file import read_object
 
 
@@ -106,7 +106,7 @@ class _Config:
 
     def __post_init__(self):
         if isinstance(self.size, Mapping) and set(self.size) != set(_SIDES):
-            raise ValueError(f"size={shorten(self.size)} is not supported; must have height and width")
+            raise ValueError(f"size={shown(self.size)} is not supported; must have height and width")
         for key in ("do_center_crop", "do_pad"):
             if getattr(self, key):
                 raise ValueError(f"{key}={getattr(self, key)!r} is not supported; must be false")

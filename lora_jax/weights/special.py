@@ -17,8 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from lora_jax.errors import UserError
-from lora_jax.models.fields import shorten
+from lora_jax.errors import UserError, shown
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.json_file import read_object, read_text
 from lora_jax.weights.sources import gguf_in
@@ -138,7 +137,7 @@ def _ids(values: Mapping[str, Any], key: str, file: Path, vocab_size: int) -> tu
     candidates = value if isinstance(value, list) else [] if value is None else [value]
     for candidate in candidates:
         if type(candidate) is not int or not 0 <= candidate < vocab_size:
-            raise UserError(f"{file}: {key}={shorten(value)}: must be ids of tokens, from 0 to {vocab_size - 1}")
+            raise UserError(f"{file}: {key}={shown(value)}: must be ids of tokens, from 0 to {vocab_size - 1}")
     return _distinct(candidates)
 
 
@@ -147,7 +146,7 @@ def _template(value: Any, file: Path) -> str | None:
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         value = next((entry.get("template") for entry in value if entry.get("name") == "default"), None)
     if not isinstance(value, str | None):
-        raise UserError(f"{file}: chat_template={shorten(value)}: must be a text, or a list of named texts")
+        raise UserError(f"{file}: chat_template={shown(value)}: must be a text, or a list of named texts")
     return value
 
 

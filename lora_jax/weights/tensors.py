@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lora_jax.errors import UserError
-from lora_jax.models.fields import shorten
+from lora_jax.errors import UserError, shown
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.json_file import parse_object, read_object
 from lora_jax.weights.sources import gguf_in
@@ -126,11 +125,11 @@ def _shards_by_tensor(index: Path) -> dict[str, str]:
     """Returns the ``weight_map`` of an index. Raises UserError unless it maps names to files beside the index."""
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise UserError(f"{index}: weight_map={shorten(weight_map)}: must be an object of file names by tensor names")
+        raise UserError(f"{index}: weight_map={shown(weight_map)}: must be an object of file names by tensor names")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
             raise UserError(
-                f"{index}: weight_map[{shorten(name)}]={shorten(shard)}: must be the name of a *.safetensors file "
+                f"{index}: weight_map[{shown(name)}]={shown(shard)}: must be the name of a *.safetensors file "
                 f"beside the index"
             )
     return weight_map
@@ -145,6 +144,6 @@ def _check_index(index: Path, found: Mapping[str, Path]) -> None:
     if wrong := sorted(name for name in listed.keys() | stored.keys() if listed.get(name) != stored.get(name)):
         first = wrong[0]
         raise UserError(
-            f"{index} does not fit its shards: {shorten(first)} should be in {listed.get(first, 'no shard')}, and is "
+            f"{index} does not fit its shards: {shown(first)} should be in {listed.get(first, 'no shard')}, and is "
             f"in {stored.get(first, 'none')} ({len(wrong)} such tensors)"
         )
