@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax import commands
-from lora_jax.host import restart_with_huge_pages
+from lora_jax.host import restart_with_malloc_settings
 
 
 def point(config: Any) -> float:
@@ -15,7 +15,7 @@ def point(config: Any) -> float:
 
 
 def main() -> None:
-    restart_with_huge_pages()
+    restart_with_malloc_settings()
     commands.run(point, kind="sweep", results=Path("results/sweeps"))
 
 

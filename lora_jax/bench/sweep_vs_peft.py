@@ -22,7 +22,7 @@ from lora_jax.bench import inputs, record
 from lora_jax.bench.peft import MODES
 from lora_jax.config import RunConfig
 from lora_jax.errors import UserError
-from lora_jax.host import HUGE_PAGES
+from lora_jax.host import MALLOC
 
 DESCRIPTION = "the rank sweep, packed in one program, compared with HF PEFT run by run"
 PROBE_STEPS = 30
@@ -114,7 +114,7 @@ def _measure(module: str, job: dict[str, Any]) -> dict[str, Any]:
             [sys.executable, "-m", module, text],
             capture_output=True,
             text=True,
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "GLIBC_TUNABLES": HUGE_PAGES},
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "GLIBC_TUNABLES": MALLOC},
         )
     if process.returncode:
         raise RuntimeError(f"{module} failed:\n{process.stderr[-4000:]}")

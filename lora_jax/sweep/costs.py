@@ -86,6 +86,10 @@ class Costs:
             self._widest[key] = jax.eval_shape(lambda *inits: align(inits)[0], *inits)
         return self._widest[key]
 
+    def program(self, points: Sequence[Point]) -> str:
+        """Returns a text that is the same for packs that compile the same programs."""
+        return json.dumps([points[0].config.program_key(), str(self.widest(points)), len(points)])
+
     def shapes(self, point: Point) -> AdapterInit:
         """Returns the shapes of the initial adapters of `point`, at true sizes."""
         if (key := self._key(point)) not in self._shapes:

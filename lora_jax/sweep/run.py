@@ -76,7 +76,9 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
             for pack in packs:
                 display.say(describe_pack(pack))
             try:
-                for pack in packs:
+                for previous, pack in zip([None, *packs], packs, strict=False):
+                    if previous and costs.program(previous.points) != costs.program(pack.points):
+                        jax.clear_caches()  # else the memory would grow with the number of programs
                     run.run_pack(pack)
             except Exception as error:
                 if not is_disk_full(error):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lora_jax.records import RunRecord
+from lora_jax.tracking.bounded import LIMIT_SECONDS, Bound, BoundedSink
 from lora_jax.tracking.sink import SinkSession, SinkSettings
 from lora_jax.tracking.tracker import Tracker
 from lora_jax.tracking.wandb import WandbSession
@@ -17,10 +18,14 @@ SINKS: Mapping[str, Callable[[], SinkSession]] = {
 
 
 class TrackingSession:
-    """Opens the trackers of a sweep. Make one for each sweep: it remembers what failed and what was warned of."""
+    """Opens the trackers of a sweep. Make one for each sweep: it remembers what failed and what was warned of.
 
-    def __init__(self) -> None:
-        self._sessions = [make() for make in SINKS.values()]
+    Args:
+      seconds: the longest time that a call of a sink may take.
+    """
+
+    def __init__(self, seconds: float = LIMIT_SECONDS) -> None:
+        self._sessions = [(make(), Bound(seconds)) for make in SINKS.values()]
         self._warnings: set[str] = set()
 
     def tracker(
@@ -37,7 +42,11 @@ class TrackingSession:
         Raises:
           UserError: as Tracker and the sinks do.
         """
-        sinks = [sink for session in self._sessions if (sink := session.sink(settings)) is not None]
+        sinks = [
+            BoundedSink(sink, bound)
+            for session, bound in self._sessions
+            if (sink := session.sink(settings)) is not None and not bound.hangs
+        ]
         return Tracker(folder, run, group=group, sinks=sinks, keep_until=keep_until, warn=self._warn_once)
 
     def _warn_once(self, message: str) -> None:

@@ -12,7 +12,11 @@ from lora_jax.records import MetricsRecord, RunRecord, Summary
 
 
 class Sink(Protocol):
-    """Receives the records of one run. Whatever a method raises ends this sink's part in the run, not the training."""
+    """Receives the records of one run. Whatever a method raises ends this sink's part in the run, not the training.
+
+    A method is called in a thread of its own. One that takes too long (bounded.py) ends the part of every sink of its
+    session.
+    """
 
     title: str  # as warnings name it
 

@@ -35,33 +35,19 @@ class WandbSession:
         Raises:
           UserError: the mode, or the environment's WANDB_MODE, is none of MODES.
         """
-        mode = self.mode(settings.wandb.mode)
+        mode = _requested_mode(settings.wandb.mode)
         return WandbSink(self, settings.wandb.project, mode) if mode != "disabled" and self._works else None
 
-    def mode(self, requested: str) -> str:
-        """Returns online, offline or disabled.
-
-        auto is ``WANDB_MODE`` if that is set, else online if this user is logged in to W&B, else offline.
-
-        Raises:
-          UserError: the mode, or the environment's WANDB_MODE, is none of MODES.
-        """
-        if requested not in MODES:
-            raise UserError(f"wandb={requested!r} is not a way to use W&B; choose one of {', '.join(MODES)}")
-        if requested != "auto":
-            return requested
-        if variable := os.environ.get("WANDB_MODE"):
-            if variable not in MODES:
-                raise UserError(
-                    f"the environment's WANDB_MODE={variable!r} is not known here; set one of {', '.join(MODES)}"
-                )
-            if variable != "auto":
-                return variable
-        return "online" if self._is_logged_in() else "offline"
-
     def start(self, mode: str, **options: Any) -> Any:
-        """Returns a W&B run, offline if the server cannot be reached. `options` are those of ``wandb.init``."""
+        """Returns a W&B run, offline if the server cannot be reached.
+
+        Args:
+          mode: auto, online or offline. auto is online if this user is logged in to W&B.
+          options: of ``wandb.init``.
+        """
         try:
+            if mode == "auto":
+                mode = "online" if self._is_logged_in() else "offline"
             return self._start(mode, options)
         except Exception:
             self._works = False
@@ -141,6 +127,20 @@ class WandbSink:
     def close(self, exit_code: int) -> None:
         if self._run is not None:
             self._run.finish(exit_code=exit_code)
+
+
+def _requested_mode(setting: str) -> str:
+    """Returns one of MODES: `setting`, or the environment's ``WANDB_MODE`` where `setting` is auto.
+
+    Raises:
+      UserError: the setting or the variable is none of MODES.
+    """
+    if setting not in MODES:
+        raise UserError(f"wandb={setting!r} is not a way to use W&B; choose one of {', '.join(MODES)}")
+    variable = os.environ.get("WANDB_MODE") or "auto"
+    if setting == "auto" and variable not in MODES:
+        raise UserError(f"the environment's WANDB_MODE={variable!r} is not known here; set one of {', '.join(MODES)}")
+    return variable if setting == "auto" else setting
 
 
 def _init(mode: Literal["online", "offline"], options: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,6 +286,41 @@ def test_a_sink_that_fails_is_dropped_and_the_others_go_on(tmp_path, broken):
     assert good.calls == ["start", "log", "log", "finish", "close"]
     assert bad.calls == [*good.calls[: good.calls.index(broken) + 1], "close"]
     assert read_summary(tmp_path).replace(metrics_sha256=None) == summary() and len(read_metrics(tmp_path)) == 2
+
+
+class HangingSink(BrokenSink):
+    """A sink that never returns from one of its methods."""
+
+    def __getattr__(self, method):
+        def call(*arguments, **options):
+            self.calls.append(method)
+            if method == self.broken:
+                threading.Event().wait()
+
+        return call
+
+
+@pytest.mark.parametrize("hanging", ["start", "log", "finish", "close"])
+def test_a_sink_that_hangs_is_dropped_for_all_runs(tmp_path, monkeypatch, caplog, hanging):
+    sinks = []
+
+    class Session:
+        def sink(self, settings):
+            sinks.append(HangingSink(hanging))
+            return sinks[-1]
+
+    monkeypatch.setattr("lora_jax.tracking.session.SINKS", {"hanging": Session})
+    session = TrackingSession(seconds=0.2)
+    for name in ("a", "b"):
+        with open_tracker(tmp_path / name, name, session=session) as tracker:
+            tracker.log(record(1, 1))
+            tracker.finish(summary(name=name))
+        assert read_summary(tmp_path / name).status == "finished" and len(read_metrics(tmp_path / name)) == 1
+    calls = ["start", "log", "finish", "close"]
+    assert [sink.calls for sink in sinks] == [calls[: calls.index(hanging) + 1], []]
+    assert [r.message for r in caplog.records] == [
+        "A sink failed (TimeoutError: no answer in 0.2 s); going on without it"
+    ]
 
 
 def test_wandb_that_does_not_start_is_not_tried_again(tmp_path, monkeypatch, caplog):
