@@ -37,9 +37,11 @@ class Bound:
 
         def work() -> None:
             try:
-                future.set_result(action())
+                action()
             except BaseException as error:
                 future.set_exception(error)
+            else:
+                future.set_result(None)
 
         # A daemon: the end of the process does not wait for it.
         threading.Thread(target=work, daemon=True).start()
