@@ -63,7 +63,7 @@ def data(default: Any = ..., **options: Any) -> Any:
 class Settings(pydantic.BaseModel):
     """Frozen settings. An unknown key is an error."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     def static_settings(self) -> dict[str, Any]:
         """Returns the settings that runs must have in common to share a compiled program."""

@@ -11,6 +11,7 @@ import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ class PackCheckpoints:
         if step == self._manager.latest_step():
             return
         # The train step donates these buffers while orbax is still writing, so orbax gets a copy.
-        host_copy = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(arrays))
+        leaves, structure = jax.tree.flatten(jax.device_get(arrays))
+        with ThreadPoolExecutor() as threads:  # numpy copies without Python's lock
+            host_copy = jax.tree.unflatten(structure, threads.map(np.array, leaves))
         note = seal({**self._owner, "arrays": _checksums(host_copy), **progress})
         self._manager.save(
             step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(host_copy), note=ocp.args.JsonSave(note))
@@ -160,12 +163,15 @@ class PackCheckpoints:
 
 def _checksums(arrays: Any) -> dict[str, str]:
     """Returns the dtype, shape and CRC-32 of every array, by path. A CRC-32 takes a third of the time of a SHA-256."""
-    checksums = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        array = np.ascontiguousarray(leaf)
-        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
-        checksums[jax.tree_util.keystr(path)] = f"{array.dtype.name}{list(array.shape)} {crc:08x}"
-    return checksums
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(arrays), strict=True)
+    with ThreadPoolExecutor() as threads:  # zlib reads without Python's lock
+        return dict(zip(map(jax.tree_util.keystr, paths), threads.map(_checksum, leaves), strict=True))
+
+
+def _checksum(leaf: Any) -> str:
+    array = np.ascontiguousarray(leaf)
+    crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
+    return f"{array.dtype.name}{list(array.shape)} {crc:08x}"
 
 
 def _text(owner: Mapping[str, Any]) -> str:

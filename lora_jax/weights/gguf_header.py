@@ -6,7 +6,7 @@
     padding to `general.alignment`, then the tensors
 
 Every count and length is compared with the bytes that are left in the file before anything of that size is created. The
-``gguf`` package's own reader does not do so, and takes ten times as long for a large vocabulary.
+``gguf`` package's own reader does not do so, and takes 2.6 s for the 49,152 tokens of SmolLM2; this one takes 0.06 s.
 """
 
 import dataclasses

@@ -1,25 +1,19 @@
-"""Whatever settings, target expressions and records hold, they work or are refused by a UserError, within a second.
+"""Whatever settings, target expressions and records hold, they work or are refused by a UserError, within a second."""
 
-LORA_JAX_FUZZ_EXAMPLES sets the number of examples of each test, 30 by default. The examples are the same every time.
-"""
-
-import copy
 import io
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+from faults.fuzzing import EXAMPLES, changed, damaged, fuzzed, works_or_is_refused
 from helpers.made_up import write_run
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from lora_jax.config import parse
-from lora_jax.errors import UserError
 from lora_jax.models import bert
 from lora_jax.models.heads import Classifier
 from lora_jax.records import read_json, read_metrics, read_run, read_summary
@@ -30,83 +24,7 @@ from lora_jax.report.page import render
 from lora_jax.report.tables import markdown, raw_csv
 from lora_jax.targets import place, select, sites
 
-EXAMPLES = int(os.environ.get("LORA_JAX_FUZZ_EXAMPLES", "30"))
-fuzzed = settings(
-    max_examples=EXAMPLES,
-    deadline=1000,  # milliseconds
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77))
-
-numbers = st.one_of(
-    st.integers(),
-    st.floats(),
-    st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64, 10**400, 1e39, 1e-320, 1e308, -1e308, 0.99999999999, 1e-45]),
-)
-words = st.one_of(
-    st.text(max_size=20),
-    st.sampled_from(
-        ["", "auto", "none", "2r", "1e-400r", "nan", "inf", "1e5", "true", "null", "\0", "=1+1", "|", "x" * 5000]
-    ),
-)
-scalars = st.one_of(st.none(), st.booleans(), numbers, words)
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(words, inner, max_size=4)),
-    max_leaves=8,
-)
-
-ODD = st.sampled_from([True, 7, 10**400, float("nan"), float("inf"), "x", "\ud800", [], [1], [[]], {}, {"a": []}]).map(
-    copy.deepcopy
-)
-
-
-def paths(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Returns the paths of all members of a tree of JSON, at any depth."""
-    members = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [path for key, value in members for path in [(*prefix, key), *paths(value, (*prefix, key))]]
-
-
-@st.composite
-def changed(draw: Callable, tree: dict[str, Any]) -> dict[str, Any]:
-    """Draws a copy of `tree` in which some members are replaced, removed or added."""
-    tree = copy.deepcopy(tree)
-    for _ in range(draw(st.integers(1, 3))):
-        *parents, last = draw(st.sampled_from(paths(tree) or [("new",)]))
-        owner = tree
-        for key in parents:
-            owner = owner[key]
-        action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
-        if action == "remove" and tree:
-            del owner[last]
-        elif action == "add" and isinstance(owner, dict):
-            owner[draw(words)] = draw(ODD | values)
-        else:
-            owner[last] = draw(ODD | values)
-    return tree
-
-
-@st.composite
-def damaged(draw: Callable, content: bytes) -> bytes:
-    """Draws `content` with some bytes replaced, removed or added."""
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(content)))
-        stop = draw(st.one_of(st.integers(start, min(len(content), start + 4)), st.just(len(content))))
-        content = content[:start] + draw(st.binary(max_size=8)) + content[stop:]
-    return content
-
-
-def works_or_is_refused(function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except UserError as error:
-        message = str(error)
-        assert message and len(message) < 10_000 and "Traceback" not in message and "pydantic" not in message
-        message.encode()
-        return None
-
 
 # ---- settings
 

@@ -1,49 +1,27 @@
-"""Whatever the bytes of a model's or an adapter's files, they load or a UserError refuses them, in little memory.
+"""Whatever the bytes of a model's or an adapter's files, they load or a UserError refuses them, in little memory."""
 
-``LORA_JAX_FUZZ_EXAMPLES=20000 python -m pytest -m slow tests/faults`` searches for longer.
-"""
-
-import contextlib
 import functools
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-import tracemalloc
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from faults.fuzzing import changed, changed_json, damaged, fuzzed, works_or_is_refused
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from tokenizers import Tokenizer
 from weights import test_adapters, test_gguf, test_load
 
-from lora_jax.errors import UserError
 from lora_jax.records.sealed import seal
 from lora_jax.weights import load
 from lora_jax.weights.adapters import load_adapter, save_adapter
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.preprocessing import read_preprocessing
 from lora_jax.weights.special import read_special
-
-MOST_BYTES = 2**24  # that a tiny file may make Python allocate
-PROFILE = {
-    "deadline": timedelta(seconds=1),
-    "derandomize": True,
-    "database": None,
-    "suppress_health_check": list(HealthCheck),
-}
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-ABSURD = st.sampled_from([-1, 0, 1, 10**9, 2**63, 10**40, 1.5, float("nan"), True, None, "two", [], {}, "../x", [[]]])
 
 
 def load_folder(folder: Path) -> None:
@@ -120,108 +98,46 @@ FILES = {
 }
 
 
-@st.composite
-def damaged(draw, content: bytes):
-    """Draws `content` cut off, with some bytes changed near its beginning or anywhere, or other bytes altogether."""
-    match draw(st.sampled_from(["cut", "flip", "number", "replace", "random"])):
-        case "cut":
-            return content[: draw(st.integers(0, len(content)))]
-        case "random":
-            return draw(st.binary(max_size=200))
-        case "number":  # a length or a count
-            at = draw(st.integers(0, min(len(content), 2000) - 8))
-            return (
-                content[:at]
-                + draw(st.sampled_from([0, 1, 2**31, 2**40, 2**63, 2**64 - 1])).to_bytes(8, "little")
-                + content[at + 8 :]
-            )
-        case "replace":
-            at = draw(st.integers(0, len(content)))
-            return content[:at] + draw(st.binary(max_size=9)) + content[at + draw(st.integers(0, 9)) :]
-    changed = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        changed[draw(st.integers(0, min(len(content), 3000) - 1) | st.integers(0, len(content) - 1))] = draw(
-            st.integers(0, 255)
-        )
-    return bytes(changed)
-
-
-@st.composite
-def edited(draw, content: bytes):
-    """Draws a JSON object with a value somewhere in it replaced, removed or added."""
-    values = json.loads(content)
-    place = values
-    while True:
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-        if not keys:
-            break
-        key = draw(st.sampled_from(keys))
-        if isinstance(place[key], dict | list) and place[key] and draw(st.booleans()):
-            place = place[key]
-            continue
-        if isinstance(place, dict) and draw(st.integers(0, 5)) == 0:
-            del place[key]
-        else:
-            place[key] = draw(ABSURD | JSON)
-        break
-    return json.dumps(values).encode()
-
-
-def contents(case: str) -> st.SearchStrategy[bytes]:
+def content_of(case: str) -> bytes:
     kind, name, _ = FILES[case]
-    content = (valid(kind) / name).read_bytes()
-    bytewise = damaged(content)
+    return (valid(kind) / name).read_bytes()
+
+
+def damaged_content(case: str) -> st.SearchStrategy[bytes]:
+    name, content = FILES[case][1], content_of(case)
     if case == "adapter":  # with a new hash, so that more than the hash is checked
-        return edited(content).map(lambda text: json.dumps(seal(json.loads(text))).encode()) | bytewise
+        return changed(json.loads(content)).map(lambda tree: json.dumps(seal(tree)).encode()) | damaged(content)
     if name.endswith(".json"):
-        return edited(content) | JSON.map(lambda value: json.dumps(value).encode()) | bytewise
+        return changed_json(content) | damaged(content)
     if name.endswith(".safetensors"):
         length = int.from_bytes(content[:8], "little")
 
         def with_header(header: bytes) -> bytes:
             return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
-        return edited(content[8 : 8 + length]).map(with_header) | bytewise
-    return bytewise
+        return changed_json(content[8 : 8 + length]).map(with_header) | damaged(content)
+    return damaged(content)
 
 
 def check(case: str, content: bytes) -> None:
+    """Reads a folder whose file has `content`."""
     kind, name, read = FILES[case]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "x")
-        folder.mkdir()
-        for file in valid(kind).iterdir():
-            shutil.copy(file, folder)
+        shutil.copytree(valid(kind), folder)
         (folder / name).write_bytes(content)
         if case != "preprocessor_config" and kind == "folder":
             (folder / "preprocessor_config.json").unlink()
-        tracemalloc.start()
-        try:
-            with contextlib.suppress(UserError):
-                read(folder)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < MOST_BYTES, f"{peak} bytes"
-
-
-def fuzz(case: str, examples: int) -> None:
-    check(case, (valid(FILES[case][0]) / FILES[case][1]).read_bytes())  # compiles what the deadline should not count
-
-    @settings(max_examples=examples, **PROFILE)
-    @given(contents(case))
-    def loads_or_is_refused(content):
-        check(case, content)
-
-    loads_or_is_refused()
+        works_or_is_refused(read, folder)
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_files_load_or_are_refused(case):
-    fuzz(case, 30)
+    check(case, content_of(case))  # compiles what the deadline should not count
 
+    @fuzzed
+    @given(damaged_content(case))
+    def loads_or_is_refused(content):
+        check(case, content)
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", FILES)
-def test_many_files_load_or_are_refused(case):
-    fuzz(case, int(os.environ.get("LORA_JAX_FUZZ_EXAMPLES", "150")))
+    loads_or_is_refused()
