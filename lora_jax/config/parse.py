@@ -38,6 +38,8 @@ def _explain(item: Any) -> tuple[str, str]:
         return f"unknown setting {key}={shown(item['input'])}", ""
     if item["type"] == "missing":
         return f"{key} is missing", ""
+    if item["type"] == "union_tag_invalid":
+        return f"{key}.name={shown(item['input']['name'])}: must be ", f"one of {item['ctx']['expected_tags']}"
     message = item["msg"].removeprefix("Value error, ")
     _, verb, rest = message.rpartition(" should have ")
     if verb:
