@@ -69,3 +69,9 @@ def shown(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:  # Python does not write integers of thousands of digits
         return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "..."
+
+
+def message_of(error: BaseException) -> str:
+    """Returns what a library's exception says, on one line and shortened, because it may quote a whole file."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"

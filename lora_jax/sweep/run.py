@@ -16,7 +16,7 @@ import jax
 
 from lora_jax.cache import private_folder
 from lora_jax.config.point import Point
-from lora_jax.errors import UserError, is_disk_full, is_interrupt, redact
+from lora_jax.errors import UserError, is_disk_full, is_interrupt, message_of, redact
 from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
 from lora_jax.records import RUN_FILE, Summary, inputs_key, locked, write_atomically, write_run, write_summary
@@ -84,7 +84,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
                 if not is_disk_full(error):
                     raise
                 raise UserError(
-                    f"{sweep}: the disk is full ({' '.join(str(error).split())[:200]}); free some space, then continue "
+                    f"{sweep}: the disk is full ({message_of(error)}); free some space, then continue "
                     f"with resume={sweep}"
                 ) from error
         summaries = [record.done_summary(point.folder) for point in points]

@@ -29,7 +29,7 @@ from safetensors.numpy import save
 
 from lora_jax.adapters import ADAPTERS, Padded
 from lora_jax.delta import SLOT
-from lora_jax.errors import UserError, shown
+from lora_jax.errors import UserError, message_of, shown
 from lora_jax.records import TEMPORARY
 from lora_jax.records.sealed import SEAL, seal, unseal
 from lora_jax.weights.json_file import read_object
@@ -146,7 +146,7 @@ def load_adapter(folder: Path, *, base_fingerprint: str | None, base_source: str
             names = {name: described.renamed.get(name, name) for name in tensors_file.keys()}  # noqa: SIM118 (not a dict)
             tensors = {now: jnp.asarray(tensors_file.get_tensor(name)) for name, now in names.items()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({error})") from error
+        raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({message_of(error)})") from error
     tensors |= {name: jnp.asarray(factors, jnp.float32) for name, factors in described.scales.items()}
     params = _make(described.params, "params", tensors, folder)
     constants = _make(described.constants, "constants", tensors, folder)

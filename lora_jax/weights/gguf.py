@@ -15,7 +15,7 @@ import numpy as np
 from gguf.quants import dequantize
 from tokenizers import Tokenizer
 
-from lora_jax.errors import UserError, shown
+from lora_jax.errors import UserError, message_of, shown
 from lora_jax.weights.gguf_header import Malformed, StoredTensor, map_file, read_header
 from lora_jax.weights.gguf_tokenizer import make_tokenizer
 
@@ -113,7 +113,7 @@ class Gguf:
             self._data = map_file(file)
             header = read_header(self._data)
         except (OSError, Malformed) as error:
-            raise UserError(f"{file} is not a readable GGUF file ({error})") from error
+            raise UserError(f"{file} is not a readable GGUF file ({message_of(error)})") from error
         self.metadata, self._tensors = header.metadata, header.tensors
         self._kind = self.metadata.get("general.architecture")
         if not isinstance(self._kind, str) or self._kind not in ARCHITECTURES:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
 from lora_jax.delta import count, parameters
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, message_of
 from lora_jax.models import FAMILIES, masked
 from lora_jax.models.quantised import KINDS, quantisable, quantise
 from lora_jax.weights.gguf import open_gguf
@@ -148,7 +148,7 @@ def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the library raises plain Exceptions
-        raise UserError(f"{file} is not a readable tokenizer ({error})") from error
+        raise UserError(f"{file} is not a readable tokenizer ({message_of(error)})") from error
     if tokenizer.get_vocab_size() > vocab_size or max(ids, default=0) >= vocab_size:
         raise UserError(
             f"{folder}: {file.name} has {tokenizer.get_vocab_size()} tokens and the largest id is {max(ids)}, more "

@@ -17,7 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from lora_jax.errors import UserError, shown
+from lora_jax.errors import UserError, message_of, shown
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.json_file import read_object, read_text
 from lora_jax.weights.sources import gguf_in
@@ -63,7 +63,9 @@ class Special:
                 **self.texts,
             )
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"the model's chat template failed ({type(error).__name__}: {error})") from error
+            raise UserError(
+                f"the model's chat template failed ({type(error).__name__}: {message_of(error)})"
+            ) from error
 
 
 def read_special(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> Special:

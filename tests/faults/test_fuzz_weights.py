@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.fuzzing import changed, changed_json, damaged, fuzzed, works_or_is_refused
-from hypothesis import given
+from faults.fuzzing import EXAMPLES, changed, changed_json, damaged, fuzzed, works_or_is_refused
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from tokenizers import Tokenizer
@@ -131,13 +131,23 @@ def check(case: str, content: bytes) -> None:
         works_or_is_refused(read, folder)
 
 
-@pytest.mark.parametrize("case", FILES)
-def test_files_load_or_are_refused(case):
+def fuzz(case: str, examples: int) -> None:
     check(case, content_of(case))  # compiles what the deadline should not count
 
-    @fuzzed
+    @settings(fuzzed, max_examples=examples)
     @given(damaged_content(case))
     def loads_or_is_refused(content):
         check(case, content)
 
     loads_or_is_refused()
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_load_or_are_refused(case):
+    fuzz(case, EXAMPLES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FILES)
+def test_many_files_load_or_are_refused(case):
+    fuzz(case, 5 * EXAMPLES)
