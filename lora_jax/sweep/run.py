@@ -129,6 +129,7 @@ class Sweep:
         checkpoint. Any other error fails the runs of the pack.
         """
         if all(record.is_done(point.folder) for point in pack.points):
+            self._clear(pack)
             return
         setup = self.setups.get(pack.points[0].config)
         try:
@@ -153,8 +154,7 @@ class Sweep:
             reason = f"out of memory with {len(pack.points)} runs, halving it ({textwrap.shorten(str(error), 120)})"
         # This is outside the except block, because an exception refers to its frames, and so to the pack's arrays.
         if not parts:
-            shutil.rmtree(self.folder_of(pack), ignore_errors=True)
-            self._error_file(pack).unlink(missing_ok=True)  # of a failure before this start
+            self._clear(pack)
             return
         gc.collect()
         packs, step = self._split(pack, parts)
@@ -169,6 +169,11 @@ class Sweep:
 
     def _error_file(self, pack: PackPlan) -> Path:
         return self.home / f"pack-{pack.index}-error.txt"
+
+    def _clear(self, pack: PackPlan) -> None:
+        """Removes what a pack with results no longer needs: its checkpoints, and the error of a start that failed."""
+        shutil.rmtree(self.folder_of(pack), ignore_errors=True)
+        self._error_file(pack).unlink(missing_ok=True)
 
     def _split(self, pack: PackPlan, parts: Sequence[Sequence[int]]) -> tuple[list[PackPlan], int | None]:
         """Splits `pack` and its newest checkpoint, and updates plan.json. Returns the new packs and the step."""

@@ -42,8 +42,9 @@ class PackCheckpoints:
     def __init__(
         self, folder: Path, *, base_fingerprint: str, runs: Sequence[str], warn: Callable[[str], None] = logger.warning
     ):
-        # Orbax measures its timeout by the wall clock, which may jump.
-        patient = ocp.options.AsyncOptions(timeout_secs=10**9)
+        # Orbax measures its timeouts by the wall clock, which may jump. It waits at most 300 s for directories that a
+        # thread creates, whatever timeout_secs is, and its other threads then wait for them forever.
+        patient = ocp.options.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True, async_options=patient)
         sys.unraisablehook = _report_unraisable
         self._folder = folder.absolute()  # orbax needs absolute paths

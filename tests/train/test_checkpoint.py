@@ -1,6 +1,9 @@
 """Checkpoints: a damaged one is never used, and the one before it is."""
 
 import contextlib
+import itertools
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +29,26 @@ def open_checkpoints(folder: Path, lines: list[str] | None = None, **changes) ->
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    """Checkpoints of steps 2 and 4."""
-    folder = tmp_path / "pack-0"
+    return save_two(tmp_path / "pack-0")
+
+
+def save_two(folder: Path) -> Path:
+    """Saves checkpoints of steps 2 and 4."""
     with open_checkpoints(folder) as checkpoints:
         for step in (2, 4):
             checkpoints.save(step, arrays(step), {"progress": {"step": step, "loss": float("nan")}})
     return folder
+
+
+def test_a_clock_that_jumps_ends_no_wait(tmp_path, monkeypatch):
+    """Every look at the clock is ten minutes after the one before."""
+    clock = itertools.count(int(time.time()), 600)
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    saving = threading.Thread(target=save_two, args=(tmp_path / "pack-0",), daemon=True)
+    saving.start()
+    saving.join(60)
+    assert not saving.is_alive()
+    assert assert_restores(tmp_path / "pack-0", {4}) == 4
 
 
 def damage(file: Path, kind: str) -> None:
