@@ -11,13 +11,17 @@ _IN_URL = re.compile(r"(?<=://)[^/\s'\"@]+(?=@)")
 _TOKEN = re.compile(r"\b(hf_\w{20,}|AKIA[A-Z0-9]{16}|wandb_v1_\w{20,})")
 _SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD)(_|$)")
 _SHORTEST_SECRET = 8
+_LONGEST_LINE = 900  # characters
 
 
 class UserError(ValueError):
-    """The input cannot be used. The message names the key, its value, and what would be accepted, without secrets."""
+    """The input cannot be used. The message names the key, its value, and what would be accepted, without secrets.
+
+    Long lines are shortened, because the keys of a damaged file can be of any length.
+    """
 
     def __init__(self, message: str):
-        super().__init__(redact(message))
+        super().__init__("\n".join(_shortened(line, _LONGEST_LINE) for line in redact(message).split("\n")))
 
 
 def redact(text: str) -> str:
@@ -73,5 +77,12 @@ def shown(value: Any) -> str:
 
 def message_of(error: BaseException) -> str:
     """Returns what a library's exception says, on one line and shortened, because it may quote a whole file."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"
+    return _shortened(" ".join(str(error).split()), 300)
+
+
+def _shortened(text: str, longest: int) -> str:
+    """Returns `text` without its middle where it is longer than `longest` characters."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - len(' ... ')]} ... {text[-end:]}"

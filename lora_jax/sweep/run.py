@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import logging
 import shutil
-import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +150,7 @@ class Sweep:
                 return
             middle = len(pack.points) // 2
             parts = [list(range(middle)), list(range(middle, len(pack.points)))]
-            reason = f"out of memory with {len(pack.points)} runs, halving it ({textwrap.shorten(str(error), 120)})"
+            reason = f"out of memory with {len(pack.points)} runs, halving it ({message_of(error)})"
         # This is outside the except block, because an exception refers to its frames, and so to the pack's arrays.
         if not parts:
             self._clear(pack)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import shutil
 import sys
-import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 from etils import epy
 
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, message_of
 from lora_jax.records.sealed import seal, unseal
 from lora_jax.train.memory import is_out_of_memory
 
@@ -96,7 +95,7 @@ class PackCheckpoints:
                     if is_out_of_memory(error):
                         raise
                     self._damaged.append(step)
-                    reason = textwrap.shorten(f"{type(error).__name__}: {error}", 120)
+                    reason = f"{type(error).__name__}: {message_of(error)}"
                     self._warn(f"{self._folder / str(step)} is damaged and is not used ({reason})")
                     continue
                 raise UserError(

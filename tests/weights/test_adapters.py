@@ -228,6 +228,17 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path, entry, message, ve
         load_adapter(folder, base_fingerprint=None)
 
 
+@pytest.mark.parametrize("value", ["two", [float("nan")]])
+def test_the_message_about_a_long_key_is_short(tmp_path, value):
+    folder, path = tmp_path / "adapter", "x" * 5000
+    save_adapter(folder, {path: Replacement(draw(4))}, {}, config={}, **BASE)
+    values = json.loads((folder / "adapter.json").read_text()) | {"scales": {f"params/{path}/value": value}}
+    (folder / "adapter.json").write_text(json.dumps(seal(values)))
+    with pytest.raises(UserError, match=r"adapter\.json.*xxx \.\.\. xxx|delta\.safetensors.*xxx \.\.\. xxx") as error:
+        load_adapter(folder, base_fingerprint=None)
+    assert len(str(error.value)) < 1000
+
+
 def test_format_2_is_read(tmp_path):
     save_adapter(tmp_path / "adapter", *make_adapter(), config=SETTINGS, **BASE)
     file = tmp_path / "adapter" / "adapter.json"
