@@ -40,7 +40,6 @@ def run(task: Callable[[Any], float], *, kind: str, results: Path) -> NoReturn:
 
         from lora_jax.commands.arguments import arguments
         from lora_jax.commands.composition import CONF, setting_names
-        from lora_jax.commands.folder import claimed
         from lora_jax.commands.refusals import explain_hydra
         from lora_jax.errors import UserError
 
@@ -53,6 +52,7 @@ def run(task: Callable[[Any], float], *, kind: str, results: Path) -> NoReturn:
             if folder is None:
                 main()
                 sys.exit(0)
+            from lora_jax.commands.folder import claimed
             from lora_jax.commands.results import complete, finish
 
             with exit_on_error(folder), claimed(folder, kind=kind, new=given.new, results=results):

@@ -8,7 +8,6 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from lora_jax.commands.folder import new_folder, recorded_command
 from lora_jax.config.renamed import RENAMED
 from lora_jax.errors import UserError
 
@@ -61,6 +60,8 @@ def arguments(given: Sequence[str], *, kind: str, results: Path) -> Arguments:
             raise UserError(f"{item}: must be a plain path; interpolations are not resolved")
     if only_shows(given):
         return Arguments(given, None, None)
+    from lora_jax.commands.folder import new_folder, recorded_command  # slow to import, and help needs neither
+
     if kind == "sweep":
         # hydra.mode=MULTIRUN in YAML would hide composition errors behind "Ambiguous value".
         given = [*(item for item in given if item not in ("--multirun", "-m")), "--multirun"]

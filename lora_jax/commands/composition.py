@@ -14,7 +14,6 @@ from lora_jax.commands.refusals import exit_on_error
 from lora_jax.config import RunConfig, parse
 from lora_jax.config.point import Point
 from lora_jax.errors import UserError
-from lora_jax.records import flat
 
 _PACKAGE = Path(__file__).parents[1]
 # The folder is beside the package in a checkout, and inside it in an installation.
@@ -76,5 +75,7 @@ def train(config: DictConfig) -> float:
 
 def setting_names(config_name: str) -> list[str]:
     """Returns the keys of the composed settings of ``conf/<config_name>.yaml``, such as ``task.buckets``."""
+    from lora_jax.records import flat
+
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return list(flat(plain(compose(config_name))))

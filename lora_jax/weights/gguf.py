@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.quants import dequantize
 from tokenizers import Tokenizer
 
 from lora_jax.errors import UserError, message_of, shown
@@ -200,6 +199,8 @@ class Gguf:
         return array
 
     def _dequantise(self, tensor: StoredTensor, rows: slice) -> np.ndarray:
+        from gguf.quants import dequantize  # slow to import, and most models do not need it
+
         content = np.frombuffer(self._data, np.uint8, tensor.size, tensor.start)
         if len(tensor.shape) == 1:  # rows are elements, which are smaller than an encoding's blocks
             return dequantize(content, tensor.encoding)[rows]

@@ -14,10 +14,12 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 MOST_ENTRIES = 2**16  # keys, or tensors
@@ -25,8 +27,6 @@ MOST_DIMENSIONS = 4
 # The types of values, by their numbers in the file.
 _NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9
-# Elements and bytes of a block, by the number of the encoding in the file.
-_SIZES = {int(encoding): sizes for encoding, sizes in GGML_QUANT_SIZES.items()}
 
 
 class Malformed(ValueError):
@@ -46,7 +46,7 @@ class StoredTensor:
     """
 
     name: str
-    encoding: GGMLQuantizationType
+    encoding: "GGMLQuantizationType"
     shape: tuple[int, ...]
     start: int
     size: int
@@ -164,15 +164,19 @@ class _Cursor:
 
     def tensor(self) -> StoredTensor:
         """Returns the next tensor. Its `start` is counted from the first tensor."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # slow to import, and most models need neither
+
         name, dimensions = self.string(), self.number("<u4")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise Malformed(f"the tensor {name[:80]!r} has {dimensions} dimensions; must be 1 to {MOST_DIMENSIONS}")
         shape = tuple(reversed(self.numbers("<u8", dimensions)))
-        encoding, start = self.number("<u4"), self.number("<u8")
-        if encoding not in _SIZES:
-            raise Malformed(f"the tensor {name[:80]!r} has the unknown encoding {encoding}")
-        block, block_bytes = _SIZES[encoding]
+        number, start = self.number("<u4"), self.number("<u8")
+        try:
+            encoding = GGMLQuantizationType(number)
+        except ValueError:
+            raise Malformed(f"the tensor {name[:80]!r} has the unknown encoding {number}") from None
+        block, block_bytes = GGML_QUANT_SIZES[encoding]
         if min(shape) < 1 or shape[-1] % block:
             raise Malformed(f"the tensor {name[:80]!r} has the shape {list(shape)}; must be in blocks of {block}")
         size = math.prod(shape) // block * block_bytes
-        return StoredTensor(name, GGMLQuantizationType(encoding), shape, start, size)
+        return StoredTensor(name, encoding, shape, start, size)
