@@ -75,7 +75,7 @@ def train(config: DictConfig) -> float:
 
 def setting_names(config_name: str) -> list[str]:
     """Returns the keys of the composed settings of ``conf/<config_name>.yaml``, such as ``task.buckets``."""
-    from lora_jax.records import flat
+    from lora_jax.records import flat  # slow to import, and help does not need it
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return list(flat(plain(compose(config_name))))

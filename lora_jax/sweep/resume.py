@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.config.point import Point
-from lora_jax.errors import UserError
+from lora_jax.errors import UserError, shown
 from lora_jax.records import (
     RECORD_VERSION,
     RUN_FILE,
@@ -96,7 +96,7 @@ def _changes(recorded: Mapping[str, Any], now: Mapping[str, Any], *, missing: bo
     before, after = flat(recorded), flat(now)
     keys = before.keys() | after.keys() if missing else before.keys() & after.keys()
     return [
-        f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
+        f"{key} was {shown(before.get(key))} and is {shown(after.get(key))}"
         for key in sorted(keys)
         if key.split(".")[0] not in IRRELEVANT and before.get(key) != after.get(key)
     ]

@@ -170,13 +170,11 @@ class _Cursor:
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise Malformed(f"the tensor {name[:80]!r} has {dimensions} dimensions; must be 1 to {MOST_DIMENSIONS}")
         shape = tuple(reversed(self.numbers("<u8", dimensions)))
-        number, start = self.number("<u4"), self.number("<u8")
-        try:
-            encoding = GGMLQuantizationType(number)
-        except ValueError:
-            raise Malformed(f"the tensor {name[:80]!r} has the unknown encoding {number}") from None
+        encoding, start = self.number("<u4"), self.number("<u8")
+        if encoding not in GGML_QUANT_SIZES:
+            raise Malformed(f"the tensor {name[:80]!r} has the unknown encoding {encoding}")
         block, block_bytes = GGML_QUANT_SIZES[encoding]
         if min(shape) < 1 or shape[-1] % block:
             raise Malformed(f"the tensor {name[:80]!r} has the shape {list(shape)}; must be in blocks of {block}")
         size = math.prod(shape) // block * block_bytes
-        return StoredTensor(name, encoding, shape, start, size)
+        return StoredTensor(name, GGMLQuantizationType(encoding), shape, start, size)
