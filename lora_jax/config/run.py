@@ -143,7 +143,8 @@ class RunConfig(Settings):
     alpha: Alpha = data(16, description="a number, or a multiple of the rank such as 2r")
     targets: Text = data("all")
     lr: PositiveReal = data()
-    seed: Whole = data(0)
+    seed: Whole = data(0, description="of batches, dropout and, unless init_seed is given, initial parameters")
+    init_seed: Whole | None = data(None, description="of initial parameters; null: seed")
     steps: Count | None = data(None)
     epochs: PositiveReal | None = data(None)
     dropout: Fraction = data(0.0, description="inside the base, while training")
@@ -204,6 +205,11 @@ class RunConfig(Settings):
     def alpha_of(self, rank: int) -> float:
         """Returns α as a number: '2r' is twice `rank`."""
         return float(self.alpha[:-1]) * rank if isinstance(self.alpha, str) else float(self.alpha)
+
+    @property
+    def initial_seed(self) -> int:
+        """The seed that initial parameters are drawn with."""
+        return self.seed if self.init_seed is None else self.init_seed
 
     @property
     def drops_out(self) -> bool:

@@ -45,7 +45,7 @@ class BitFit(Method):
             params[path] = Replacement(jnp.where(active[..., None], value, 0))
             constants[path] = Activity(active)  # type: ignore[arg-type]
             trainable += int(active.sum()) * bias.shape[-1]
-        head = init_head(base, run.seed)
+        head = init_head(base, run.initial_seed)
         return AdapterInit(params | head, constants, trainable + count(head))
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:

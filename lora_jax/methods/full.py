@@ -23,7 +23,7 @@ class Full(Method):
             path: Replacement(jnp.array(value, jnp.promote_types(value.dtype, jnp.float32)))
             for path, value in parameters(base).items()
         }
-        params |= init_head(base, run.seed)
+        params |= init_head(base, run.initial_seed)
         return AdapterInit(params, trainable=count(params))
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:

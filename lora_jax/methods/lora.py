@@ -54,10 +54,10 @@ class Lora(Method):
         trainable = 0
         for path, placement in placements(base, run).items():
             site = placement.site
-            params[f"{path}/{SLOT}"] = _pair(placement, run.seed, settings.init)
+            params[f"{path}/{SLOT}"] = _pair(placement, run.initial_seed, settings.init)
             constants[f"{path}/{SLOT}"] = _scaling(placement, settings)
             trainable += int(placement.rank.sum()) * (site.d_in + site.d_out)
-        head = init_head(base, run.seed)
+        head = init_head(base, run.initial_seed)
         return AdapterInit(params | head, constants, trainable + count(head))
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:

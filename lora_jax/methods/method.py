@@ -58,7 +58,10 @@ class Method(Protocol):
         ...
 
     def learning_rate_multipliers(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
-        """Returns factors on the learning rate, a tree that broadcasts to `params`. None stands for 1 everywhere."""
+        """Returns factors on the learning rate, a tree like `params` whose leaves broadcast to theirs.
+
+        A factor of 0 freezes what it belongs to. None stands for 1 everywhere.
+        """
         return None
 
     def flops_per_token(self, kernels: int, params: Any) -> float:

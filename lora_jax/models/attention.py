@@ -106,6 +106,7 @@ class AttentionContext:
       padding: how the texts were reordered.
       causal: whether a token attends only to itself and earlier tokens.
       window: how many of those tokens it attends to. None means all.
+      virtual: the number of the virtual token in each column, as `BlockSlot` takes it.
     """
 
     mask: Bool[Array, "#batch 1 #seq keys"] | None
@@ -114,6 +115,7 @@ class AttentionContext:
     padding: RightPadding = RightPadding()
     causal: bool = False
     window: int | None = None
+    virtual: Int[Array, "batch seq"] | None = None
 
     def attend(
         self,

@@ -13,7 +13,7 @@ from lora_jax.models.attention import DROPOUT_OBSTACLE, PREFIX_OBSTACLE, Attenti
 from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, scan_layers, stack_layers
 from lora_jax.models.options import ComputeOptions
-from lora_jax.models.slots import Slot
+from lora_jax.models.slots import BlockSlot, SublayerSlot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +73,16 @@ class Block(nnx.Module):
         self.attn_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
+        self.after_attn, self.after_mlp, self.after_block = SublayerSlot(), SublayerSlot(), BlockSlot()
 
     def __call__(self, x, context: AttentionContext, key: Key):
-        mixed = self.after_attn(self.attn(x, context, fold(key, 0)), fold(key, 4))
+        mixed = self.attn(x, context, fold(key, 0))
+        mixed = self.after_attn(mixed, fold(key, 4), residual=x, norm=self.attn_norm)
         x = self.attn_norm(x + dropout(mixed, context.dropout_rate, fold(key, 1)))
-        transformed = self.after_mlp(self.mlp(x, fold(key, 2)), fold(key, 5))
+        transformed = self.mlp(x, fold(key, 2))
+        transformed = self.after_mlp(transformed, fold(key, 5), residual=x, norm=self.mlp_norm)
         x = self.mlp_norm(x + dropout(transformed, context.dropout_rate, fold(key, 3)))
-        return self.after_block(x, fold(key, 6))
+        return self.after_block(x, fold(key, 6), virtual=context.virtual)
 
 
 class Embeddings(nnx.Module):

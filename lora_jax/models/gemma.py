@@ -19,7 +19,7 @@ from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
 from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
-from lora_jax.models.slots import Slot
+from lora_jax.models.slots import BlockSlot, SublayerSlot
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -193,15 +193,15 @@ class Block(nnx.Module):
         self.mlp_norm = norm()
         self.mlp = Mlp(config)
         self.mlp_post_norm = norm() if post_norms else nnx.data(None)
-        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
+        self.after_attn, self.after_mlp, self.after_block = SublayerSlot(), SublayerSlot(), BlockSlot()
 
     def __call__(self, x, context: DecoderContext, key: Key):
         mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
-        mixed = self.after_attn(mixed, fold(key, 4))
+        mixed = self.after_attn(mixed, fold(key, 4), residual=x)
         x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
-        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 1)), fold(key, 5))
+        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 1)), fold(key, 5), residual=x)
         x = x + (transformed if self.mlp_post_norm is None else self.mlp_post_norm(transformed))
-        return self.after_block(x, fold(key, 6)), cache
+        return self.after_block(x, fold(key, 6), virtual=context.virtual), cache
 
 
 class Gemma(Decoder):

@@ -13,7 +13,7 @@ from lora_jax.models.causality import Cache
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
 from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, stack_layers
-from lora_jax.models.slots import Slot
+from lora_jax.models.slots import BlockSlot, SublayerSlot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +82,14 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon)
         self.mlp = Mlp(config)
-        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
+        self.after_attn, self.after_mlp, self.after_block = SublayerSlot(), SublayerSlot(), BlockSlot()
 
     def __call__(self, x, context: DecoderContext, key: Key):
         mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
-        x = x + dropout(self.after_attn(mixed, fold(key, 4)), context.dropout_rate, fold(key, 1))
-        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 2)), fold(key, 5))
+        x = x + dropout(self.after_attn(mixed, fold(key, 4), residual=x), context.dropout_rate, fold(key, 1))
+        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 2)), fold(key, 5), residual=x)
         x = x + dropout(transformed, context.dropout_rate, fold(key, 3))
-        return self.after_block(x, fold(key, 6)), cache
+        return self.after_block(x, fold(key, 6), virtual=context.virtual), cache
 
 
 class Gpt2(Decoder):

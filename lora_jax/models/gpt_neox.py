@@ -16,7 +16,7 @@ from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
 from lora_jax.models.fields import Layers, Positive, Share, Size
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
-from lora_jax.models.slots import Slot
+from lora_jax.models.slots import BlockSlot, SublayerSlot
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
@@ -106,16 +106,16 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config)
-        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
+        self.after_attn, self.after_mlp, self.after_block = SublayerSlot(), SublayerSlot(), BlockSlot()
         self.parallel = config.use_parallel_residual
 
     def __call__(self, x, context: DecoderContext, key: Key):
         mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
-        attended = x + dropout(self.after_attn(mixed, fold(key, 4)), context.dropout_rate, fold(key, 1))
+        attended = x + dropout(self.after_attn(mixed, fold(key, 4), residual=x), context.dropout_rate, fold(key, 1))
         transformed = self.mlp(self.mlp_norm(x if self.parallel else attended), fold(key, 2))
-        transformed = self.after_mlp(transformed, fold(key, 5))
+        transformed = self.after_mlp(transformed, fold(key, 5), residual=attended)
         x = attended + dropout(transformed, context.dropout_rate, fold(key, 3))
-        return self.after_block(x, fold(key, 6)), cache
+        return self.after_block(x, fold(key, 6), virtual=context.virtual), cache
 
 
 class GptNeox(Decoder):

@@ -15,7 +15,7 @@ from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
 from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
-from lora_jax.models.slots import Slot
+from lora_jax.models.slots import BlockSlot, SublayerSlot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +124,13 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.mlp = Mlp(config)
-        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
+        self.after_attn, self.after_mlp, self.after_block = SublayerSlot(), SublayerSlot(), BlockSlot()
 
     def __call__(self, x, context: DecoderContext, key: Key):
         mixed, cache = self.attn(self.attn_norm(x), context, fold(key, 0))
-        x = x + self.after_attn(mixed, fold(key, 4))
-        x = x + self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 1)), fold(key, 5))
-        return self.after_block(x, fold(key, 6)), cache
+        x = x + self.after_attn(mixed, fold(key, 4), residual=x)
+        x = x + self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 1)), fold(key, 5), residual=x)
+        return self.after_block(x, fold(key, 6), virtual=context.virtual), cache
 
 
 class Llama(Decoder):

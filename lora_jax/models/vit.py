@@ -13,7 +13,7 @@ from lora_jax.models.bert import Mlp
 from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Key, LayerNorm, Linear, dropout, fold, scan_layers, stack_layers
 from lora_jax.models.options import ComputeOptions
-from lora_jax.models.slots import Slot
+from lora_jax.models.slots import BlockSlot, SublayerSlot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Block(nnx.Module):
         self.attn = Attention(config)
         self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size)
-        self.after_attn, self.after_mlp, self.after_block = Slot(), Slot(), Slot()
+        self.after_attn, self.after_mlp, self.after_block = SublayerSlot(), SublayerSlot(), BlockSlot()
 
     def __call__(self, x, context: AttentionContext, key: Key):
-        mixed = self.after_attn(self.attn(self.attn_norm(x), context, fold(key, 0)), fold(key, 4))
+        mixed = self.after_attn(self.attn(self.attn_norm(x), context, fold(key, 0)), fold(key, 4), residual=x)
         x = x + dropout(mixed, context.dropout_rate, fold(key, 1))
-        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 2)), fold(key, 5))
+        transformed = self.after_mlp(self.mlp(self.mlp_norm(x), fold(key, 2)), fold(key, 5), residual=x)
         x = x + dropout(transformed, context.dropout_rate, fold(key, 3))
-        return self.after_block(x, fold(key, 6))
+        return self.after_block(x, fold(key, 6), virtual=context.virtual)
 
 
 class LearnedStates(nnx.Module):

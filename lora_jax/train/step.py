@@ -131,9 +131,11 @@ def train_step(
     loss, grads = jax.value_and_grad(
         lambda params: loss_of(program, base, params, constants, hyper, batch, state.step)
     )(state.params)
+    multipliers = program.method.learning_rate_multipliers(state.params, constants)
+    if multipliers is not None:  # what a multiplier of 0 freezes must not count in the norm that clips the others
+        grads = jax.tree.map(lambda grad, factor: jnp.where(factor == 0, 0, grad), grads, multipliers)
     lr = learning_rate(hyper, state.step, program.schedule)
     updates, opt_state = optimizer(program.optim, hyper, lr).update(grads, state.opt_state, state.params)
-    multipliers = program.method.learning_rate_multipliers(state.params, constants)
     if multipliers is not None:
         updates = jax.tree.map(jnp.multiply, updates, multipliers)
     params = optax.apply_updates(state.params, updates)

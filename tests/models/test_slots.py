@@ -19,7 +19,7 @@ from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.models import FAMILIES
 from lora_jax.models.options import ComputeOptions
-from lora_jax.models.slots import Slot
+from lora_jax.models.slots import BlockSlot, SublayerSlot
 
 SLOTS = ("after_attn", "after_mlp", "after_block")
 POST_NORM = ("bert", "roberta", "deberta")
@@ -36,7 +36,7 @@ class Scale:
     factor: Array  # [layers]
     neutral: ClassVar = (1.0, 1.0)
 
-    def __call__(self, x, key):
+    def __call__(self, x, key, **_):
         return x * self.factor
 
 
@@ -48,7 +48,7 @@ class Noise:
     size: Array  # [layers]
     neutral: ClassVar = (0.0, 0.0)
 
-    def __call__(self, x, key):
+    def __call__(self, x, key, **_):
         return x if key is None else x + self.size * jax.random.normal(key, x.shape, x.dtype)
 
 
@@ -134,7 +134,8 @@ def test_empty_slots_have_no_parameters_and_add_no_operation(name, monkeypatch):
     model, inputs = model_of(name), inputs_of(name)
     assert not [path for path in parameters(model) if "after_" in path or "prefix" in path]
     program = str(jax.make_jaxpr(lambda model: model(*inputs))(model))
-    monkeypatch.setattr(Slot, "__call__", lambda self, x, key=None: x)
+    for slot in (BlockSlot, SublayerSlot):
+        monkeypatch.setattr(slot, "__call__", lambda self, x, key=None, **_: x)
     assert str(jax.make_jaxpr(lambda model: model(*inputs))(model)) == program
 
 

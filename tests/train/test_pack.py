@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.packed import QUICK, compiled
 
 from lora_jax.adapters import LowRank
 from lora_jax.errors import UserError
-from lora_jax.train.pack import packed_step
 
 STEPS = 100
-# Compilation takes most of the time, and the result does not depend on XLA's optimisation.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Training is stable at these learning rates. At higher ones it is chaotic, and rounding errors grow tenfold every few
 # steps.
 RUNS = [
@@ -29,11 +27,6 @@ DROPOUT = [
     {"dropout": 0.0, "method__dropout": 0.1},
     {"dropout": 0.3, "method__dropout": 0.2},
 ]
-
-
-def compiled(pack, base, options):
-    arguments = (base, pack.state, pack.constants, pack.hyper, pack.example())
-    return packed_step(pack.program).lower(*arguments).compile(options)
 
 
 def differences(together, run, alone):
