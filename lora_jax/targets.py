@@ -124,6 +124,23 @@ def select(all_sites: dict[str, Site], expression: str, *, key: str = "targets")
     return {path: layers for path, layers in selected.items() if layers.any()}
 
 
+def select_linear(base: nnx.Module, targets: str, *, method: str) -> list[tuple[Site, np.ndarray]]:
+    """Returns the linear layers that `targets` selects, each with a mask of its layers, for a `method` of those alone.
+
+    Raises:
+      UserError: a target matches nothing, or is an embedding.
+    """
+    all_sites = sites(base)
+    selected = [(all_sites[path], layers) for path, layers in select(all_sites, targets).items()]
+    for site, _ in selected:
+        if site.lookup:
+            raise UserError(
+                f"targets={shown(targets)}: {site.path} is an embedding, and method={method} is defined for linear "
+                f"layers only; use targets without it, or method=lora"
+            )
+    return selected
+
+
 def place(
     base: nnx.Module,
     targets: str,
@@ -233,6 +250,24 @@ def _ways(pattern: Iterable[tuple[Any, Any]]) -> int:
                 ways *= sum(_ways(part) for part in argument[1:] if part)
         ways = min(ways, MOST_WAYS + 1)
     return ways
+
+
+def layer_mask(text: str, layers: int, *, key: str) -> np.ndarray:
+    """Returns a mask, shape ``[layers]``, of the layers that `text` selects: a number or a Python slice, as after @.
+
+    Args:
+      text: the number or slice.
+      layers: the number of layers of the model.
+      key: the setting that `text` comes from, for error messages.
+
+    Raises:
+      UserError: `text` is malformed or selects no layer.
+    """
+    mask = np.zeros(layers, bool)
+    mask[_layers(text, key, text)] = True
+    if not mask.any():
+        raise UserError(f"{key}={shown(text)}: selects none of the {layers} layers of this model")
+    return mask
 
 
 def _layers(text: str, key: str, expression: str) -> slice:

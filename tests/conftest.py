@@ -30,6 +30,7 @@ from lora_jax.delta import Delta
 from lora_jax.methods import AdapterInit
 from lora_jax.models import bert, llama
 from lora_jax.models.heads import Classifier
+from lora_jax.train.initial import initial_adapters
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import packed_step, stack, unstack_run
 from lora_jax.train.step import Program, RunState, StepMetrics, program_of
@@ -152,7 +153,7 @@ def pack_of(texts) -> Callable[..., Pack]:
         drops_out = any(run.drops_out for run in runs)
         program = dataclasses.replace(program_of(first), drops_out=drops_out)
         batches = TrainBatches(texts, batch=first.batch, buckets=buckets, seeds=[run.seed for run in runs])
-        inits = [program.method.init(base, run) for run in runs]
+        inits = [initial_adapters(program, base, run, batches, i) for i, run in enumerate(runs)]
         hypers = [hyper_of(run, run.steps_of(batches.steps_per_epoch)) for run in runs]
         return Pack(program, inits, *stack(program, inits, hypers), batches)
 

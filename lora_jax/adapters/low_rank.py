@@ -22,15 +22,20 @@ from lora_jax.models.layers import Kernel, Key, dropout, product
 
 @adapter
 class LowRank(Padded):
-    """A and B of one site, stacked over layers if the site is. `dropout` is the dropout rate on A's input, if any."""
+    """A and B of one site, stacked over layers if the site is.
+
+    `dropout` is the dropout rate on A's input and `factor_dropout` that on the factors themselves, if any.
+    """
 
     a: Float[Array, "*layers d_in rank"] = padded_axis(-1)
     b: Float[Array, "*layers rank d_out"] = padded_axis(-2)
     dropout: Float[Array, "*layers"] | None = None
+    factor_dropout: Float[Array, "*layers"] | None = None
 
     def __call__(self, x: Float[Array, "... d_in"], kernel: Kernel, key: Key) -> Float[Array, "... d_out"]:
-        """Computes x·(W + A·B), with dropout on A's input if there is a `key`."""
-        a, b = self.a.astype(x.dtype), self.b.astype(x.dtype)
+        """Computes x·(W + A·B), with dropout if there is a `key`."""
+        pair = self.masked(key)
+        a, b = pair.a.astype(x.dtype), pair.b.astype(x.dtype)
         if key is None or self.dropout is None:
             if _forms_product(x):
                 return merged_product(x, kernel, a, b)
@@ -40,9 +45,25 @@ class LowRank(Padded):
         thin: Array = checkpoint_name(dropped @ a, "thin")  # type: ignore[no-untyped-call]
         return product(x, kernel) + thin @ b
 
-    def lookup(self, index: Int[Array, "..."], dtype: DTypeLike) -> Float[Array, "... d_out"]:
-        """Computes what the pair adds to rows of an embedding table: rows of A times B. As in PEFT, without dropout."""
-        return jnp.take(self.a, index, axis=0).astype(dtype) @ self.b.astype(dtype)
+    def masked(self, key: Key) -> "LowRank":
+        """Returns the pair with rows of A and columns of B zeroed, if there is a `key` and a rate.
+
+        This is LoRA Dropout (arXiv 2404.09610): all tokens of a step have one mask, no part of the rank is dropped, and
+        what remains is not rescaled.
+        """
+        if key is None or self.factor_dropout is None:
+            return self
+        keep = 1 - self.factor_dropout
+        rows = jax.random.bernoulli(jax.random.fold_in(key, 0), keep, self.a.shape[-2:-1])
+        columns = jax.random.bernoulli(jax.random.fold_in(key, 1), keep, self.b.shape[-1:])
+        return LowRank(jnp.where(rows[:, None], self.a, 0), jnp.where(columns, self.b, 0), self.dropout)
+
+    def lookup(
+        self, index: Int[Array, "..."], table: Float[Array, "d_in d_out"], dtype: DTypeLike
+    ) -> Float[Array, "... d_out"]:
+        """Computes rows of an embedding table plus rows of A times B. As in PEFT, without dropout."""
+        rows = jnp.take(table, index, axis=0).astype(dtype)
+        return rows + jnp.take(self.a, index, axis=0).astype(dtype) @ self.b.astype(dtype)
 
     def product(self) -> Float[Array, "*layers d_in d_out"]:
         """Computes ΔW = A·B, in float32 at least."""
@@ -53,7 +74,8 @@ class LowRank(Padded):
         """Returns the shapes of A and B for the weight of `module`, at the rank of this pair."""
         *layers, d_in, d_out = getattr(module, module.weight).get_value().shape
         rank = self.a.shape[-1]
-        return {"a": (*layers, d_in, rank), "b": (*layers, rank, d_out), "dropout": tuple(layers)}
+        rates = dict.fromkeys(("dropout", "factor_dropout"), tuple(layers))
+        return {"a": (*layers, d_in, rank), "b": (*layers, rank, d_out), **rates}
 
     def graft(self, module: nnx.Module, name: str) -> None:
         """Puts the pair into the slot `name` of `module`."""
@@ -66,11 +88,53 @@ class LowRank(Padded):
 
 
 @adapter
+class InputFactor(Padded):
+    """A apart from its B: frozen, or shared by several sites."""
+
+    a: Float[Array, "*layers d_in rank"] = padded_axis(-1)
+
+
+@adapter
+class OutputFactor(Padded):
+    """B apart from its A."""
+
+    b: Float[Array, "*layers rank d_out"] = padded_axis(-2)
+
+
+@adapter
+class HeadFactors(Padded):
+    """An A for each head, and one B for all heads, of a projection to heads.
+
+    This is what Keras' EinsumDense.enable_lora makes of Gemma's query and value.
+    """
+
+    a: Float[Array, "*layers heads d_in rank"] = padded_axis(-1)
+    b: Float[Array, "*layers rank d_head"] = padded_axis(-2)
+
+    def pair(self) -> LowRank:
+        """Returns the same as a pair of rank heads·r: the As side by side, and a block-diagonal B."""
+        *layers, heads, d_in, rank = self.a.shape
+        a = jnp.moveaxis(self.a, -3, -2).reshape(*layers, d_in, heads * rank)
+        own = jnp.eye(heads, dtype=self.b.dtype)[:, None, :, None]
+        b = (own * self.b[..., None, :, None, :]).reshape(*layers, heads * rank, heads * self.b.shape[-1])
+        return LowRank(a, b)
+
+
+@adapter
 class Scaling(Padded):
-    """The constants of a pair: the factor on A·B, and the dropout rate on A's input, if any."""
+    """The constants of a pair.
+
+    Attributes:
+      scale: the factor on A·B; 0 in a layer that is not adapted.
+      dropout: the dropout rate on A's input, if any.
+      lr_ratio: B's learning rate over A's (LoRA+). None, in old adapter files, stands for 1.
+      factor_dropout: the dropout rate on the factors, if any.
+    """
 
     scale: Float[Array, "*layers"]
     dropout: Float[Array, "*layers"] | None = None
+    lr_ratio: Float[Array, "*layers"] | None = None
+    factor_dropout: Float[Array, "*layers"] | None = None
 
 
 @jax.custom_vjp

@@ -1,6 +1,6 @@
-"""Replacement of parameters: a new head, the biases of BitFit, all weights of full fine-tuning."""
+"""Replacement of parameters: a new head, the biases of BitFit, the top layers, all weights of full fine-tuning."""
 
-from typing import Any
+from typing import Any, Self
 
 import jax.numpy as jnp
 from flax import nnx
@@ -33,6 +33,48 @@ class Replacement(Padded):
             active = self.active.reshape(self.active.shape + (1,) * (value.ndim - self.active.ndim))
             value = jnp.where(active, value, base.astype(value.dtype))
         setattr(module, name, nnx.Param(value))
+
+    def merge(self, module: Any, name: str, *, sign: int = 1) -> None:
+        """Puts the value in place of the parameter. This cannot be undone: `sign` makes no difference."""
+        self.graft(module, name)
+
+
+@adapter
+class TopReplacement(Padded):
+    """New values of a parameter in the last layers of a stack, the last layer first.
+
+    In that order more layers can be added at the end, as padding. `active` is a mask of all layers of the stack; None
+    replaces as many as `value` has. Other layers keep the base's value, so their part of `value` has no gradient, and
+    False everywhere is neutral.
+    """
+
+    value: Num[Array, "top ..."]
+    active: Bool[Array, " layers"] | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of layers that have a new value, or padding in its place."""
+        return int(self.value.shape[0])
+
+    def resize(self, size: int) -> Self:
+        """Returns a copy padded with zeros, or cut, to `size` layers."""
+        missing = max(0, size - self.size)
+        padded = jnp.pad(self.value[:size], [(0, missing), *[(0, 0)] * (self.value.ndim - 1)])
+        return self._replace({"value": padded})
+
+    def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of as many layers of the parameter, and of a mask over all of them."""
+        layers, *shape = getattr(module, name).get_value().shape
+        return {"value": (self.size, *shape), "active": (layers,)}
+
+    def graft(self, module: nnx.Module, name: str) -> None:
+        """Puts the value in place of the last layers of the parameter `name` of `module`."""
+        base = getattr(module, name).get_value().astype(self.value.dtype)
+        first = len(base) - self.size
+        value = self.value[::-1]
+        if self.active is not None:
+            value = jnp.where(self.active[first:].reshape(-1, *[1] * (base.ndim - 1)), value, base[first:])
+        setattr(module, name, nnx.Param(base.at[first:].set(value)))
 
     def merge(self, module: Any, name: str, *, sign: int = 1) -> None:
         """Puts the value in place of the parameter. This cannot be undone: `sign` makes no difference."""

@@ -12,4 +12,5 @@ To add one: a file here, a row in BENCHES. A module is imported only when its be
 BENCHES: dict[str, str] = {
     "sweep_vs_peft": "lora_jax.bench.sweep_vs_peft",
     "step": "lora_jax.bench.step_vs_peft",
+    "inference": "lora_jax.bench.inference",
 }

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -26,12 +27,17 @@ from lora_jax.config.settings import (
 )
 from lora_jax.errors import UserError
 
+_MULTIPLE_OF_RANK = r"([0-9]+(?:\.[0-9]+)?)r"
+_MULTIPLE_OF_ROOT = r"([0-9]+(?:\.[0-9]+)?|)sqrt\(r\)"
+
 
 def _number_or_multiple_of_rank(value: float | str) -> float | str:
     if isinstance(value, str):
-        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?r", value) or not float(value[:-1]) > 0:
-            raise ValueError("must be a number, or a multiple of the rank such as '2r'")
-        number = float(value[:-1])
+        number = _factor(value)
+        if not number:
+            raise ValueError(
+                "must be a number, or a multiple of the rank such as '2r', or of its square root such as '16sqrt(r)'"
+            )
     else:
         number = value
     if not number > 0:
@@ -39,6 +45,12 @@ def _number_or_multiple_of_rank(value: float | str) -> float | str:
     if not SMALLEST_ALPHA <= number <= LARGEST_ALPHA:
         raise ValueError(f"must be between {SMALLEST_ALPHA:g} and {LARGEST_ALPHA:g}, or such a multiple of the rank")
     return value
+
+
+def _factor(alpha: str) -> float:
+    """Returns the number before r or sqrt(r), where nothing stands for 1; 0 for another text."""
+    found = re.fullmatch(_MULTIPLE_OF_RANK, alpha) or re.fullmatch(_MULTIPLE_OF_ROOT, alpha)
+    return float(found[1] or 1) if found else 0.0
 
 
 def _increasing(lengths: tuple[int, ...]) -> tuple[int, ...]:
@@ -140,7 +152,7 @@ class RunConfig(Settings):
     wandb: WandbConfig = data(WandbConfig())
 
     rank: Count = data(8)
-    alpha: Alpha = data(16, description="a number, or a multiple of the rank such as 2r")
+    alpha: Alpha = data(16, description="a number, or a multiple of the rank or of its root: 2r, 16sqrt(r), sqrt(r)")
     targets: Text = data("all")
     lr: PositiveReal = data()
     seed: Whole = data(0, description="of batches, dropout and, unless init_seed is given, initial parameters")
@@ -182,10 +194,10 @@ class RunConfig(Settings):
 
     @pydantic.model_validator(mode="after")
     def _full_width_trains(self) -> "RunConfig":
-        if self.method.trains_base and self.base_storage in QUANTISED:
+        if self.method.full_width and self.base_storage in QUANTISED:
             raise ValueError(
                 f"base_storage={self.base_storage!r}: must be auto, f32 or bf16 with method={self.method.name}, which "
-                f"trains every weight of the base"
+                f"trains kernels of the base"
             )
         return self
 
@@ -203,8 +215,10 @@ class RunConfig(Settings):
         return self.steps or self.task.steps
 
     def alpha_of(self, rank: int) -> float:
-        """Returns α as a number: '2r' is twice `rank`."""
-        return float(self.alpha[:-1]) * rank if isinstance(self.alpha, str) else float(self.alpha)
+        """Returns α as a number: '2r' is twice `rank`, '16sqrt(r)' is 16 times its square root."""
+        if not isinstance(self.alpha, str):
+            return float(self.alpha)
+        return _factor(self.alpha) * (math.sqrt(rank) if self.alpha.endswith("sqrt(r)") else rank)
 
     @property
     def initial_seed(self) -> int:
@@ -218,7 +232,9 @@ class RunConfig(Settings):
 
     def static_settings(self) -> dict[str, Any]:
         """Returns the settings that runs must have in common to share a compiled program."""
-        return {**super().static_settings(), "drops_out": self.drops_out}
+        # Dropout draws for whole arrays, so padded texts would have other draws than in a run alone.
+        lengthened = {"added_tokens": self.method.added_tokens} if self.drops_out and self.method.adds else {}
+        return {**super().static_settings(), "drops_out": self.drops_out, **lengthened}
 
     def program_key(self) -> str:
         """Returns a text that is the same for runs that one compiled program can train."""

@@ -23,7 +23,8 @@ class BeamState(NamedTuple):
     """The hypotheses of every row, best first.
 
     Attributes:
-      tokens: hypotheses that continue. Column `cache.length` holds the newest token, which is not in the cache yet.
+      tokens: hypotheses that continue. The newest token, in `column`, is not in the cache yet.
+      column: where the newest token stands.
       score: their log-probabilities.
       finished: the best hypotheses that have ended.
       finished_score: their log-probability / length ** length_penalty, or EMPTY_SCORE.
@@ -32,6 +33,7 @@ class BeamState(NamedTuple):
     """
 
     tokens: Int32[Array, "batch beams capacity"]
+    column: Int[Array, ""]
     score: Float[Array, "batch beams"]
     finished: Int32[Array, "batch beams capacity"]
     finished_score: Float[Array, "batch beams"]
@@ -63,12 +65,13 @@ def beam_search(
     beams, capacity = decoding.beams, length + decoding.new_tokens
     # So many candidates contain `beams` that continue, however many stop tokens are among them.
     candidates = beams * max(2, 1 + len(decoding.stop))
+    repeated_mask = jnp.repeat(mask, beams, axis=0)
     divisors = np.arange(1, decoding.new_tokens + 1, dtype=np.float64) ** decoding.length_penalty
 
-    def append(logits, state, cache):
-        column, vocab = cache.length, logits.shape[-1]
+    def append(logits, state, column, cache):
+        vocab = logits.shape[-1]
         flat = state.tokens.reshape(batch * beams, capacity)
-        log_probs = forbid_repeats(jax.nn.log_softmax(logits), flat, cache, length, decoding)
+        log_probs = forbid_repeats(jax.nn.log_softmax(logits), flat, repeated_mask, column, decoding)
         total = state.score[..., None] + log_probs.reshape(batch, beams, vocab)
         score, index = jax.lax.top_k(total.reshape(batch, beams * vocab), candidates)
         parent, token = index // vocab, index % vocab
@@ -84,24 +87,26 @@ def beam_search(
         score, continuing = jax.lax.top_k(jnp.where(ends, EMPTY_SCORE, score), beams)
         active = state.active & (score[:, 0] / divisor > finished_score[:, -1])
         rows = jnp.arange(batch)[:, None] * beams + _take(parent, continuing)
-        cache = cache.reorder(rows.reshape(-1), start=length)
-        return BeamState(_take(extended, continuing), score, finished, finished_score, active, cache)
+        first_new = cache.k.shape[2] - decoding.new_tokens  # the columns of prompt and virtual tokens end here
+        cache = cache.reorder(rows.reshape(-1), start=first_new)
+        return BeamState(_take(extended, continuing), column, score, finished, finished_score, active, cache)
 
     def unfinished(state):
-        return (state.cache.length < capacity - 1) & any_of_all(state.active)
+        return (state.column < capacity - 1) & any_of_all(state.active)
 
     def step(state):
-        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.cache.length, axis=2, keepdims=False)
+        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.column, axis=2, keepdims=False)
         logits, cache = extend(model, newest.reshape(-1), state.cache, options)
-        return append(logits, state, cache)
+        return append(logits, state, state.column + 1, cache)
 
     logits, cache = prefill(model, tokens, mask, capacity, options)
     padded = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (0, decoding.new_tokens)), constant_values=decoding.pad)
     padded = jnp.repeat(padded[:, None], beams, axis=1)
     empty = jnp.full((batch, beams), EMPTY_SCORE, logits.dtype)
     # All beams hold the prompt. Only the first has a score, or all beams would stay equal.
-    start = BeamState(padded, empty.at[:, 0].set(0), padded, empty, jnp.ones(batch, bool), cache.repeat(beams))
-    first = append(jnp.repeat(logits, beams, axis=0), start, start.cache)
+    first_score, active = empty.at[:, 0].set(0), jnp.ones(batch, bool)
+    start = BeamState(padded, jnp.int32(length), first_score, padded, empty, active, cache.repeat(beams))
+    first = append(jnp.repeat(logits, beams, axis=0), start, start.column, start.cache)
     return jax.lax.while_loop(unfinished, step, first).finished[:, 0, length:]
 
 

@@ -2,17 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.generate.decoding import Decoding
-from lora_jax.models.causality import Cache
 
 
 def forbid_repeats(
     logits: Float[Array, "rows vocab"],
     tokens: Int[Array, "rows capacity"],
-    cache: Cache,
-    prompt_length: int,
+    prompt_mask: Bool[Array, "rows length"],
+    column: Int[Array, ""],
     decoding: Decoding,
 ) -> Float[Array, "rows vocab"]:
     """Sets the logit of every token that would repeat an n-gram to -inf.
@@ -22,21 +21,24 @@ def forbid_repeats(
 
     Args:
       logits: those of the next token.
-      tokens: prompt and answer so far, with the cache's columns.
-      cache: the tokens so far.
-      prompt_length: the number of columns that belong to the prompt.
+      tokens: prompt and answer so far.
+      prompt_mask: False at the prompt's padding.
+      column: the column of the next token.
       decoding: `no_repeat_ngram` and `no_repeat_prompt`.
     """
-    n, step = decoding.no_repeat_ngram, cache.length
-    windows = tokens.shape[1] - n + 1
+    n, (length, capacity) = decoding.no_repeat_ngram, (prompt_mask.shape[1], tokens.shape[1])
+    windows = capacity - n + 1
     if n == 0 or windows < 1:
         return logits
-    counts = cache.mask if decoding.no_repeat_prompt else cache.mask & (jnp.arange(tokens.shape[1]) >= prompt_length)
+    in_prompt = prompt_mask if decoding.no_repeat_prompt else jnp.zeros_like(prompt_mask)
+    counts = jnp.pad(in_prompt, ((0, 0), (0, capacity - length)), constant_values=True) & (
+        jnp.arange(capacity) < column
+    )
     index = jnp.arange(windows)[:, None] + jnp.arange(n)
 
     def forbid_in_row(logits, tokens, counts):
-        last = jax.lax.dynamic_slice_in_dim(tokens, step - n + 1, n - 1)
-        last_counts = jax.lax.dynamic_slice_in_dim(counts, step - n + 1, n - 1).all() & (step >= n - 1)
+        last = jax.lax.dynamic_slice_in_dim(tokens, column - n + 1, n - 1)
+        last_counts = jax.lax.dynamic_slice_in_dim(counts, column - n + 1, n - 1).all() & (column >= n - 1)
         grams = tokens[index]
         repeated = counts[index].all(-1) & (grams[:, :-1] == last).all(-1) & last_counts
         return logits.at[jnp.where(repeated, grams[:, -1], logits.size)].set(-jnp.inf, mode="drop")

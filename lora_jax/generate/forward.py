@@ -27,11 +27,11 @@ def prefill(
     capacity: int,
     options: ComputeOptions = ComputeOptions(),
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """Runs the model on prompts that end in the last column.
+    """Runs the model on prompts that end in the last column. It inserts its virtual tokens, if it has any.
 
     Returns:
       The logits of the first new token, and a cache with room for `capacity` tokens that holds the prompts. Its dtype
-      is the options'.
+      is the options'. Virtual tokens take further columns of it, before those of new tokens.
     """
     cache = model.backbone.empty_cache(tokens.shape[0], capacity, options.dtype)
     hidden, cache = model.backbone(tokens, mask, cache=cache, options=options)
@@ -46,7 +46,8 @@ def extend(
     Returns:
       The logits of the token after `token`, and the cache with `token` in it.
     """
-    logits, cache = model(token[:, None], jnp.ones((token.size, 1), bool), cache=cache, options=options)
+    mask = jnp.ones((token.size, 1), bool)
+    logits, cache = model(token[:, None], mask, cache=cache, options=options, start=False)
     return logits[:, 0], cache
 
 

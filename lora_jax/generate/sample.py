@@ -18,12 +18,14 @@ class SampleState(NamedTuple):
     """Prompts and answers so far.
 
     Attributes:
-      tokens: column `cache.length` holds the newest token, which is not in the cache yet.
+      tokens: the newest token, in `column`, is not in the cache yet.
+      column: where the newest token stands.
       done: whether a row has its stop token.
       cache: the earlier tokens.
     """
 
     tokens: Int32[Array, "batch capacity"]
+    column: Int[Array, ""]
     done: Bool[Array, " batch"]
     cache: Cache
 
@@ -49,26 +51,26 @@ def sample(
     length = tokens.shape[1]
     capacity = length + decoding.new_tokens
 
-    def choose(logits, tokens, cache):
-        logits = forbid_repeats(logits, tokens, cache, length, decoding)
+    def choose(logits, tokens, column):
+        logits = forbid_repeats(logits, tokens, mask, column, decoding)
         if keys is None:
             return jnp.argmax(logits, axis=-1)
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, cache.length - length)
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, column - length)
         return jax.vmap(jax.random.categorical)(step_keys, filter_logits(logits, decoding))
 
-    def append(logits, tokens, done, cache):
-        token = jnp.where(done, decoding.pad, choose(logits, tokens, cache))
-        return SampleState(write_token(tokens, cache.length, token), done | decoding.is_stop(token), cache)
+    def append(logits, tokens, column, done, cache):
+        token = jnp.where(done, decoding.pad, choose(logits, tokens, column))
+        return SampleState(write_token(tokens, column, token), column, done | decoding.is_stop(token), cache)
 
     def unfinished(state):
-        return (state.cache.length < capacity - 1) & any_of_all(~state.done)
+        return (state.column < capacity - 1) & any_of_all(~state.done)
 
     def step(state):
-        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.cache.length, axis=1, keepdims=False)
+        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.column, axis=1, keepdims=False)
         logits, cache = extend(model, newest, state.cache, options)
-        return append(logits, state.tokens, state.done, cache)
+        return append(logits, state.tokens, state.column + 1, state.done, cache)
 
     padded = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (0, decoding.new_tokens)), constant_values=decoding.pad)
     logits, cache = prefill(model, tokens, mask, capacity, options)
-    first = append(logits, padded, jnp.zeros(tokens.shape[0], bool), cache)
+    first = append(logits, padded, jnp.int32(length), jnp.zeros(tokens.shape[0], bool), cache)
     return jax.lax.while_loop(unfinished, step, first).tokens[:, length:]

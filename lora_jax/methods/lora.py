@@ -1,128 +1,238 @@
-"""LoRA (Hu et al., arXiv 2106.09685): W + s·A·B, with A and B trained and W frozen.
+"""LoRA (Hu et al., arXiv 2106.09685): W + s·A·B, with A and B trained and W frozen. And its variants, which combine.
 
-B starts at zero. A starts at U(-1/√d_in, 1/√d_in), as loralib and PEFT do (``kaiming_uniform(a=√5)``), or at
-N(0, 1/d_in), the Gaussian that the paper names. An embedding's pair starts the other way round, as loralib's and
-PEFT's do: A, whose rows are looked up, at zero and B at N(0, 1).
+|variant|setting|what changes|
+|-|-|-|
+|rsLoRA (arXiv 2312.03732)|``scaling=rslora``|s|
+|LoRA+ (arXiv 2402.12354)|``lr_ratio``|the learning rate of B|
+|DoRA (arXiv 2402.09353)|``dora``|the lengths of W's columns train apart: `adapters.dora`|
+|PiSSA (arXiv 2404.02948), LoRA-GA (arXiv 2407.05000)|``init``|A₀ and B₀, with W - s·A₀·B₀ in place of W|
+|LoRA-FA (arXiv 2308.03303)|``freeze_a``|A does not train|
+|LoRA Dropout (arXiv 2404.09610)|``factor_dropout``, ``ensemble``|A and B are masked: `adapters.low_rank`|
+|of fused projections (PEFT)|``share_a``|q, k and v have one A|
+|of heads (Keras)|``per_head``|each head has an A, and all have one B|
+
+The initial values are in `lora_init`, the factors s in `lora_scaling`, the sites of each variant in `lora_sites`, and
+what trains beside the pairs in `trained_beside`.
 """
 
 import dataclasses
-import functools
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from lora_jax.adapters import LowRank, Padded, Scaling
+from lora_jax.adapters import (
+    Activity,
+    Dora,
+    HeadFactors,
+    InputFactor,
+    LowRank,
+    Magnitude,
+    OutputFactor,
+    Padded,
+    Replacement,
+    Scaling,
+)
 from lora_jax.config import LoraSettings, RunConfig
-from lora_jax.delta import SLOT, Delta, count
+from lora_jax.delta import SLOT, Delta, count, parameters
+from lora_jax.methods.lora_init import gradient_pair, pair_from, principal_factors, random_pair
+from lora_jax.methods.lora_scaling import scaling_of
+from lora_jax.methods.lora_sites import heads_of, owner_of, placements, settings_of, shared_inputs
 from lora_jax.methods.method import AdapterInit, Method, init_head, key_of
-from lora_jax.targets import Placement, place
-
-SCALINGS = {
-    "lora": lambda alpha, rank: alpha / rank,
-    "rslora": lambda alpha, rank: alpha / math.sqrt(rank),  # arXiv 2312.03732, eq. 4
-    "constant": lambda alpha, rank: alpha,
-}
+from lora_jax.methods.trained_beside import init_trained, trained_layers
+from lora_jax.targets import Placement
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora(Method):
-    """Trains a low-rank pair for every target, and a new head. All of its settings are data."""
+    """Trains a low-rank pair for every target, and a new head.
+
+    `materialise` reads the variant from what is there, so that it also takes what an adapter file has.
+    """
+
+    ensemble: int = 1
+
+    @classmethod
+    def from_settings(cls, settings: LoraSettings) -> Self:
+        """Returns the method with the size of its ensemble. The shapes of a run's adapters say the rest."""
+        return cls(settings.ensemble)
 
     def validate(self, base: nnx.Module, run: RunConfig) -> None:
-        """Raises UserError for targets, ranks and patterns that `base` does not have, as `targets.place`."""
-        placements(base, run)
+        """Raises UserError for targets, ranks and patterns that `base` does not have, and what a variant cannot do."""
+        trained_layers(base, settings_of(run), placements(base, run))
 
     def init(self, base: nnx.Module, run: RunConfig) -> AdapterInit:
-        """Draws a pair for every target at its true rank, and a head.
+        """Draws or computes a pair for every target at its true rank, and draws a head.
 
         Returns:
           ``params["<site>/adapter"]`` is ``LowRank(a=[layers, d_in, r], b=[layers, r, d_out])``, where r is the largest
           rank of the site in any layer. ``constants`` has a `Scaling` at the same path.
+          A pair that is not zero at the start is also in ``constants["<site>/initial"]``. DoRA's lengths are
+          ``params["<site>/magnitude"]``. An A that is frozen or shared is at ``<site>/a`` or, shared, at
+          ``<owner>/qkv/a``, and the site has an `OutputFactor`. With factors per head it has `HeadFactors`.
 
         Raises:
           UserError: as `validate`.
+          KeyError: ``method.init=lora_ga``, which needs `init_from_gradients`.
         """
-        settings = _settings(run)
-        params: dict[str, Padded] = {}
-        constants: dict[str, Padded] = {}
-        trainable = 0
-        for path, placement in placements(base, run).items():
-            site = placement.site
-            params[f"{path}/{SLOT}"] = _pair(placement, run.initial_seed, settings.init)
-            constants[f"{path}/{SLOT}"] = _scaling(placement, settings)
-            trainable += int(placement.rank.sum()) * (site.d_in + site.d_out)
+        return self.init_from_gradients(base, run, {})
+
+    def gradient_paths(self, base: nnx.Module, run: RunConfig) -> tuple[str, ...]:
+        """Returns the kernels of the targets for LoRA-GA."""
+        return tuple(f"{path}/kernel" for path in placements(base, run)) if settings_of(run).init == "lora_ga" else ()
+
+    def gradient_batches(self, run: RunConfig) -> int:
+        """Returns the setting `gradient_batches`."""
+        return settings_of(run).gradient_batches
+
+    def init_from_gradients(self, base: nnx.Module, run: RunConfig, gradients: Mapping[str, Array]) -> AdapterInit:
+        """Returns what `init` describes. Only ``method.init=lora_ga`` reads `gradients`."""
+        settings, placed, weights = settings_of(run), placements(base, run), parameters(base)
+        shared = {} if settings.share_a == "none" else shared_inputs(placed, settings.share_a)
         head = init_head(base, run.initial_seed)
-        return AdapterInit(params | head, constants, trainable + count(head))
+        parts = [init_trained(base, settings, placed), AdapterInit(head, trainable=count(head))]
+        for path, placement in shared.items():
+            parts.append(_init_shared(placement, _key(run, path), path, settings))
+        for path, placement in placed.items():
+            weight = weights[f"{path}/{'embedding' if placement.site.lookup else 'kernel'}"]
+            if owner_of(path) in shared:
+                parts.append(_init_output(placement, settings))
+            elif settings.per_head and (heads := heads_of(base, path)):
+                parts.append(_init_heads(placement, _key(run, path), heads, settings))
+            else:
+                pair = _initial_pair(placement, _key(run, path), settings, weight, gradients)
+                parts.append(_init_pair(placement, pair, settings))
+            if settings.dora:
+                parts.append(_init_magnitude(placement, weight))
+        return AdapterInit(
+            {path: value for part in parts for path, value in part.params.items()},
+            {path: value for part in parts for path, value in part.constants.items()},
+            sum(part.trainable for part in parts),
+        )
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:
-        """Returns the pairs, with their scale folded into B and with their dropout rate, and the head."""
+        """Returns an adapter for each site, with the scale folded into B, and what else is trained."""
+        delta: Delta = {}
+        for path, value in params.items():
+            scaling = constants.get(path)
+            if isinstance(scaling, Scaling):
+                site = path.removesuffix(f"/{SLOT}")
+                delta[path] = _adapter(site, _pair(site, value, params, constants), scaling, params, constants)
+            elif isinstance(scaling, Activity):
+                delta[path] = Replacement(value.value, scaling.active)
+            elif not isinstance(value, Magnitude | InputFactor):
+                delta[path] = value
+        return delta
 
-        def scaled(pair: LowRank, scaling: Scaling) -> LowRank:
-            rate = scaling.dropout
-            b = pair.b * scaling.scale[..., None, None].astype(pair.b.dtype)
-            return LowRank(pair.a, b, None if rate is None else jnp.broadcast_to(rate, scaling.scale.shape))
+    def learning_rate_multipliers(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
+        """Returns LoRA+'s ratio for each B, and 1 for the rest (arXiv 2402.12354, section 4).
 
-        return {path: scaled(value, constants[path]) if path in constants else value for path, value in params.items()}
-
-
-def placements(base: nnx.Module, run: RunConfig) -> dict[str, Placement]:
-    """Returns the rank and alpha of every site that `run` adapts. Raises UserError as `targets.place`."""
-    settings = _settings(run)
-    return place(base, run.targets, run.rank, run.alpha_of, settings.rank_pattern, settings.alpha_pattern)
-
-
-def _settings(run: RunConfig) -> LoraSettings:
-    assert isinstance(run.method, LoraSettings)
-    return run.method
-
-
-def _scaling(placement: Placement, settings: LoraSettings) -> Scaling:
-    factors = [
-        SCALINGS[settings.scaling](float(alpha), int(rank)) if rank else 0.0
-        for alpha, rank in zip(placement.alpha, placement.rank, strict=True)
-    ]
-    scale = np.asarray(factors if placement.site.layers else factors[0], _wide())
-    dropout = np.full(scale.shape, settings.dropout, np.float32) if settings.dropout else None
-    return Scaling(scale, dropout)  # type: ignore[arg-type]
+        PEFT also gives the ratio to every vector, such as the head's bias, and a rate of its own to embeddings.
+        """
+        factors = jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), dict(params))
+        for path, scaling in constants.items():
+            if isinstance(scaling, Scaling) and scaling.lr_ratio is not None:
+                factors[path] = dataclasses.replace(factors[path], b=scaling.lr_ratio[..., None, None])
+        return factors
 
 
-def _pair(placement: Placement, seed: int, init: str) -> LowRank:
-    site, rank = placement.site, int(placement.rank.max())
+def _key(run: RunConfig, path: str) -> PRNGKeyArray:
     # The stream's name is older than the slot's: a seed gives the numbers that it has always given.
-    key = key_of(seed, f"{site.path}/lora")
-    if site.lookup:
-        rows = jax.random.normal(key, (rank, site.d_out), _wide())
-        return LowRank(np.zeros((site.d_in, rank), _wide()), rows)  # type: ignore[arg-type]
-    a = _draw(key, tuple(placement.rank.tolist()), site.d_in, init)
+    return key_of(run.initial_seed, f"{path}/lora")
+
+
+def _initial_pair(
+    placement: Placement, key: PRNGKeyArray, settings: LoraSettings, weight: Any, gradients: Mapping[str, Array]
+) -> LowRank:
+    scale = scaling_of(placement, settings).scale
+    if settings.init == "pissa":
+        return pair_from(weight, placement, scale, principal_factors)
+    if settings.init == "lora_ga":
+        return gradient_pair(gradients[f"{placement.site.path}/kernel"], placement, scale, settings.gamma)
+    return random_pair(placement, key, settings.init)
+
+
+def _init_pair(placement: Placement, pair: LowRank, settings: LoraSettings) -> AdapterInit:
+    """Returns a site of its own A and B. What is not zero at the start is subtracted from the base's kernel."""
+    site, ranks = placement.site, int(placement.rank.sum())
+    path = f"{site.path}/{SLOT}"
+    constants: dict[str, Padded] = {path: scaling_of(placement, settings)}
+    if settings.has_residual:
+        constants[f"{site.path}/initial"] = pair
+    if settings.freeze_a:
+        constants[f"{site.path}/a"] = InputFactor(pair.a)
+        return AdapterInit({path: OutputFactor(pair.b)}, constants, ranks * site.d_out)
+    return AdapterInit({path: pair}, constants, ranks * (site.d_in + site.d_out))
+
+
+def _init_shared(placement: Placement, key: PRNGKeyArray, owner: str, settings: LoraSettings) -> AdapterInit:
+    """Returns the A of several sites."""
+    a = {f"{owner}/a": InputFactor(random_pair(placement, key, settings.init).a)}
+    if settings.freeze_a:
+        return AdapterInit({}, dict(a))
+    return AdapterInit(dict(a), trainable=int(placement.rank.sum()) * placement.site.d_in)
+
+
+def _init_output(placement: Placement, settings: LoraSettings) -> AdapterInit:
+    """Returns a site of a shared A: its B, of zeros."""
+    site, path = placement.site, f"{placement.site.path}/{SLOT}"
     layers = () if site.layers is None else (site.layers,)
-    b = np.zeros((*layers, rank, site.d_out), _wide())
-    return LowRank(a.reshape(*layers, site.d_in, rank), b)  # type: ignore[arg-type]
+    b = OutputFactor(jnp.zeros((*layers, int(placement.rank.max()), site.d_out)))
+    return AdapterInit({path: b}, {path: scaling_of(placement, settings)}, int(placement.rank.sum()) * site.d_out)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _draw(key: PRNGKeyArray, ranks: tuple[int, ...], d_in: int, init: str) -> Float[Array, "layers d_in rank"]:
-    """Draws A for every layer at the layer's own rank, zero-padded to the largest."""
-
-    def draw(layer: Any, rank: int) -> Array:
-        # A layer's numbers depend on its own index, so adapting fewer layers changes nothing in the others.
-        layer_key = jax.random.fold_in(key, layer)
-        if init == "gaussian":
-            return jax.random.normal(layer_key, (d_in, rank), _wide()) / math.sqrt(d_in)
-        bound = 1 / math.sqrt(d_in)
-        return jax.random.uniform(layer_key, (d_in, rank), _wide(), -bound, bound)
-
-    a = jnp.zeros((len(ranks), d_in, max(ranks)), _wide())
-    for rank in sorted(set(ranks) - {0}):
-        layers = np.flatnonzero(np.array(ranks) == rank)
-        a = a.at[layers, :, :rank].set(jax.vmap(functools.partial(draw, rank=rank))(layers))
-    return a
+def _init_heads(placement: Placement, key: PRNGKeyArray, heads: int, settings: LoraSettings) -> AdapterInit:
+    """Returns a site with an A for each head of its outputs, and one B."""
+    site, path = placement.site, f"{placement.site.path}/{SLOT}"
+    d_head = site.d_out // heads
+    of_head = dataclasses.replace(placement, site=dataclasses.replace(site, d_out=d_head))
+    pairs = [random_pair(of_head, jax.random.fold_in(key, head), settings.init) for head in range(heads)]
+    factors = HeadFactors(jnp.stack([pair.a for pair in pairs], -3), pairs[0].b)
+    trainable = int(placement.rank.sum()) * (heads * site.d_in + d_head)
+    return AdapterInit({path: factors}, {path: scaling_of(placement, settings)}, trainable)
 
 
-def _wide() -> Any:
-    return jnp.zeros(()).dtype  # float32, or float64 where JAX_ENABLE_X64 asks for it
+def _init_magnitude(placement: Placement, kernel: Any) -> AdapterInit:
+    """Returns the lengths of the base's columns. At the start W + s·A·B, less what PiSSA subtracts, is the base's W."""
+    wide: Array = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    lengths = jnp.sqrt((wide * wide).sum(-2)).astype(jnp.zeros(()).dtype)
+    active = placement.rank > 0 if placement.site.layers else placement.rank[0] > 0
+    magnitude = Magnitude(jnp.where(active[..., None], lengths, 0))
+    return AdapterInit({f"{placement.site.path}/magnitude": magnitude}, {}, int(active.sum()) * placement.site.d_out)
+
+
+def _pair(site: str, value: Any, params: Mapping[str, Any], constants: Mapping[str, Any]) -> LowRank:
+    """Returns A and B of one site, wherever they are."""
+    if isinstance(value, HeadFactors):
+        return value.pair()
+    if isinstance(value, OutputFactor):
+        paths = [f"{owner}/a" for owner in (site, owner_of(site))]
+        factor = next(part[path] for path in paths for part in (params, constants) if path in part)
+        # Another run of a pack may share an A of a larger rank with other sites than this one.
+        return LowRank(factor.resize(value.size).a, value.b)
+    assert isinstance(value, LowRank)
+    return value
+
+
+def _adapter(
+    site: str, pair: LowRank, scaling: Scaling, params: Mapping[str, Any], constants: Mapping[str, Any]
+) -> LowRank | Dora:
+    """Returns the adapter of one site."""
+    scale = scaling.scale[..., None, None].astype(pair.b.dtype)
+    a, b = pair.a, pair.b * scale
+    initial = constants.get(f"{site}/initial")
+    if initial is not None:
+        # s·A·B - s·A₀·B₀ as one pair. The base, which other runs share, keeps W.
+        a = jnp.concatenate([a, initial.a.astype(a.dtype)], -1)
+        b = jnp.concatenate([b, -scale * initial.b.astype(b.dtype)], -2)
+    dropout, factor_dropout = (
+        None if rate is None else jnp.broadcast_to(rate, scaling.scale.shape)
+        for rate in (scaling.dropout, scaling.factor_dropout)
+    )
+    magnitude = params.get(f"{site}/magnitude")
+    if magnitude is None:
+        return LowRank(a, b, dropout, factor_dropout)
+    return Dora(a, b, magnitude.value, scaling.scale > 0, dropout, factor_dropout)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from lora_jax.adapters import Padded, Replacement
 from lora_jax.config import RunConfig
@@ -36,7 +36,12 @@ class Method(Protocol):
 
     A method is a frozen, hashable dataclass. Its fields are the settings that are compiled into the train step. What
     may differ between the runs of a pack is in the constants instead.
+
+    Attributes:
+      ensemble: evaluation averages the outputs of so many dropout masks. 1: there are none.
     """
+
+    ensemble: int = 1
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
@@ -52,6 +57,24 @@ class Method(Protocol):
         ``jax.eval_shape`` must be able to trace it, so that shapes are known before anything is allocated.
         """
         ...
+
+    def gradient_paths(self, base: nnx.Module, run: RunConfig) -> tuple[str, ...]:
+        """Returns the paths of the weights whose gradients `init_from_gradients` reads. Most methods read none."""
+        return ()
+
+    def gradient_batches(self, run: RunConfig) -> int:
+        """Returns the number of training batches that these gradients are the mean of."""
+        return 0
+
+    def init_from_gradients(self, base: nnx.Module, run: RunConfig, gradients: Mapping[str, Array]) -> AdapterInit:
+        """Returns what `init` does, for a method that starts from the loss's gradients.
+
+        Args:
+          base: the frozen model.
+          run: the settings.
+          gradients: for each of `gradient_paths`, the mean gradient of the loss of the base with the run's new head.
+        """
+        return self.init(base, run)
 
     def materialise(self, params: Mapping[str, Any], constants: Mapping[str, Any]) -> Delta:
         """Returns the delta to graft. It is pure, and traced in the train step."""
@@ -79,6 +102,11 @@ class Method(Protocol):
 def key_of(seed: int, path: str) -> PRNGKeyArray:
     """Returns the random key for one path of one run. It does not depend on the run's place in a pack."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+
+
+def layer_parameters(base: nnx.Module) -> dict[str, Array]:
+    """Returns the parameters of the layers of `base`, by path. Their first axis is that of the layers."""
+    return {path: value for path, value in parameters(base).items() if "/layers/" in path}
 
 
 def init_head(base: nnx.Module, seed: int, *, std: float = 0.02) -> dict[str, Padded]:

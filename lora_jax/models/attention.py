@@ -80,17 +80,18 @@ class RightPadding:
 
     def apply(self, x: Array) -> Array:
         """Reorders ``x[batch, seq, ...]`` so that the tokens of each text come first and keep their order."""
-        return x if self.order is None else _take_columns(x, self.order)
+        return x if self.order is None else take_columns(x, self.order)
 
     def undo(self, x: Array) -> Array:
         """Restores the order that `x` had before `apply`."""
-        return x if self.order is None else _take_columns(x, jnp.argsort(self.order, axis=-1))
+        return x if self.order is None else take_columns(x, jnp.argsort(self.order, axis=-1))
 
 
-def _take_columns(x: Array, order: Int[Array, "batch seq"]) -> Array:
-    # Each column is taken exactly once. Saying so spares the gradient a scatter-add.
+def take_columns(x: Array, columns: Int[Array, "batch taken"]) -> Array:
+    """Returns ``x[i, columns[i]]`` for every row i of ``x[batch, seq, ...]``. A row's columns differ."""
+    # Saying that they differ spares the gradient a scatter-add.
     rows = jnp.arange(len(x))[:, None]
-    return jnp.asarray(x).at[rows, order].get(unique_indices=True, mode="promise_in_bounds")
+    return jnp.asarray(x).at[rows, columns].get(unique_indices=True, mode="promise_in_bounds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +159,25 @@ class AttentionContext:
                 implementation="cudnn",
             )
         return attention(q, k, v, mask, dropout_rate=self.dropout_rate, key=key, softcap=softcap)
+
+
+def prefix_size(prefix: Any) -> int:
+    """Returns how many keys a grafted `prefix` has, hidden ones included. Without one (None), 0."""
+    return 0 if prefix is None else int(prefix.visible.shape[-1])
+
+
+def after_prefix(positions: Int[Array, "#batch seq"], prefix: Any) -> Int[Array, "#batch seq"]:
+    """Returns the positions of tokens that stand after the visible keys of a grafted `prefix`, if there is one.
+
+    So it is in ``transformers``, where a prefix is a cache of earlier tokens. All layers share the positions: the layer
+    with the most visible keys counts.
+
+    Args:
+      positions: the position of each token in its text.
+      prefix: what is grafted into attention's `prefix` slot in all layers, or None. Its `visible` is
+        ``[layers, length]``.
+    """
+    return positions if prefix is None else positions + prefix.visible.sum(-1, dtype=jnp.int32).max()
 
 
 def cuda_capability() -> tuple[int, int] | None:

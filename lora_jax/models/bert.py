@@ -9,11 +9,20 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.errors import UserError
-from lora_jax.models.attention import DROPOUT_OBSTACLE, PREFIX_OBSTACLE, AttentionContext, RightPadding, uses_cudnn
+from lora_jax.models.attention import (
+    DROPOUT_OBSTACLE,
+    PREFIX_OBSTACLE,
+    AttentionContext,
+    RightPadding,
+    after_prefix,
+    prefix_size,
+    uses_cudnn,
+)
 from lora_jax.models.fields import Layers, Positive, Size
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, gelu, scan_layers, stack_layers
 from lora_jax.models.options import ComputeOptions
 from lora_jax.models.slots import BlockSlot, SublayerSlot
+from lora_jax.models.virtual import Insertion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +46,14 @@ class BertConfig:
             raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
 
     @property
+    def kv_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def max_tokens(self) -> int:
         """The largest number of tokens in a text."""
         return self.max_position_embeddings
@@ -46,11 +63,11 @@ class Attention(nnx.Module):
     def __init__(self, config: BertConfig):
         width = config.hidden_size
         self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
-        self.heads = config.num_attention_heads
+        self.d_head = config.d_head
         self.prefix: Any = nnx.data(None)
 
     def __call__(self, x, context: AttentionContext, key: Key):
-        by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        by_head = (*x.shape[:-1], -1, self.d_head)
         q, k, v = (f(x, fold(key, i)).reshape(by_head) for i, f in enumerate((self.q, self.k, self.v)))
         mixed = context.attend(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(x.shape), fold(key, 4))
@@ -103,6 +120,7 @@ class Bert(nnx.Module):
         self.embed = Embeddings(config)
         self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
         self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.virtual: Any = nnx.data(None)
         self.config = config
 
     def __call__(
@@ -126,25 +144,28 @@ class Bert(nnx.Module):
           options: dtype, speed and memory.
 
         Raises:
-          UserError: a text has more tokens than there are positions.
+          UserError: a text has more tokens than there are positions, with those of a prefix or virtual tokens.
         """
-        max_tokens = self.config.max_tokens
-        if tokens.shape[-1] > max_tokens:
-            raise UserError(
-                f"texts of {tokens.shape[-1]} tokens: this {type(self).__name__} has positions for {max_tokens}"
-            )
-        types = jnp.zeros_like(tokens) if types is None else types
-        x = dropout(self.embed(tokens, types, self.positions(mask), options.dtype), dropout_rate, fold(key, 0))
-        d_head = self.config.hidden_size // self.config.num_attention_heads
-        obstacles = {DROPOUT_OBSTACLE: key is not None, PREFIX_OBSTACLE: self.layers.attn.prefix is not None}
-        cudnn = uses_cudnn(options.attention, options.dtype, d_head, obstacles)
+        prefix = self.layers.attn.prefix
+        insertion = Insertion.of(self.virtual, mask)
+        types = insertion.apply(jnp.zeros_like(tokens) if types is None else types)
+        tokens, mask = insertion.insert(tokens, self.config.vocab_size), insertion.mask
+        count, max_tokens = tokens.shape[-1] + prefix_size(prefix), self.config.max_tokens
+        if count > max_tokens:
+            raise UserError(f"texts of {count} tokens: this {type(self).__name__} has positions for {max_tokens}")
+        positions = after_prefix(self.positions(mask), prefix)
+        x = dropout(self.embed(tokens, types, positions, options.dtype), dropout_rate, fold(key, 0))
+        obstacles = {DROPOUT_OBSTACLE: key is not None, PREFIX_OBSTACLE: prefix is not None}
+        cudnn = uses_cudnn(options.attention, options.dtype, self.config.d_head, obstacles)
         padding = RightPadding.from_mask(mask) if cudnn else RightPadding()
-        context = AttentionContext(mask[:, None, None, :], dropout_rate, cudnn, padding)
+        virtual = None if insertion.virtual is None else padding.apply(insertion.virtual)
+        context = AttentionContext(mask[:, None, None, :], dropout_rate, cudnn, padding, virtual=virtual)
 
         def apply(block, x, key):
             return block(x, context, key)
 
-        return padding.undo(scan_layers(self.layers, padding.apply(x), fold(key, 1), apply, options))
+        x = scan_layers(self.layers, padding.apply(x), fold(key, 1), apply, options)
+        return insertion.extract(padding.undo(x))
 
     def positions(self, mask: Bool[Array, "batch seq"]) -> Int[Array, "#batch seq"]:
         """Returns each token's row in the table of positions: its column."""

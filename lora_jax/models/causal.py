@@ -39,6 +39,8 @@ class CausalLM(nnx.Module):
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
         cache: Cache | None = None,
+        prompt_end: Int[Array, " batch"] | None = None,
+        start: bool = True,
     ) -> Any:
         """Computes the logits of every next token. The arguments are those of `Decoder.__call__`.
 
@@ -54,6 +56,8 @@ class CausalLM(nnx.Module):
             positions=positions,
             segments=segments,
             cache=cache,
+            prompt_end=prompt_end,
+            start=start,
         )
         if cache is None:
             return self.logits(output)

@@ -22,6 +22,7 @@ from lora_jax.models.bert import Block
 from lora_jax.models.fields import Count, Layers, Positive, Size, SizeOrNegative
 from lora_jax.models.layers import Embedding, Key, LayerNorm, Linear, dropout, fold, scan_layers, stack_layers
 from lora_jax.models.options import ComputeOptions
+from lora_jax.models.virtual import Insertion
 
 SUPPORTED: dict[str, Any] = {
     "hidden_act": "gelu",
@@ -73,6 +74,10 @@ class DebertaConfig:
             raise ValueError(f"conv_act={self.conv_act!r}: must be one of {', '.join(CONV_ACTIVATIONS)}")
 
     @property
+    def d_head(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def max_distance(self) -> int:
         """The largest distance that is distinguished. Greater ones count as this one."""
         return self.max_relative_positions if self.max_relative_positions > 0 else self.max_position_embeddings
@@ -107,7 +112,7 @@ class Attention(nnx.Module):
     def __init__(self, config: DebertaConfig):
         width = config.hidden_size
         self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
-        self.heads = config.num_attention_heads
+        self.d_head = config.d_head
         self.prefix: Any = nnx.data(None)
 
     def __call__(self, x, context: DebertaContext, key: Key):
@@ -119,7 +124,7 @@ class Attention(nnx.Module):
             )
 
         def split_heads(x):
-            return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+            return x.reshape(*x.shape[:-1], -1, self.d_head)
 
         q, k, v = (split_heads(f(x, fold(key, i))) for i, f in enumerate((self.q, self.k, self.v)))
         embeddings, rows = context.positions
@@ -176,6 +181,7 @@ class Deberta(nnx.Module):
         self.embed = Embeddings(config)
         self.conv = Conv(config) if config.conv_kernel_size else nnx.data(None)
         self.layers = stack_layers(lambda: Block(config, Attention), config.num_hidden_layers)
+        self.virtual: Any = nnx.data(None)
         self.config = config
 
     def __call__(
@@ -201,16 +207,19 @@ class Deberta(nnx.Module):
         Raises:
           UserError: `options.attention` is ``cudnn``, or a prefix is grafted.
         """
-        dtype, d_head = options.dtype, self.config.hidden_size // self.config.num_attention_heads
+        dtype = options.dtype
         # Never true. Called for its error where `options.attention` is "cudnn".
-        uses_cudnn(options.attention, dtype, d_head, {"DeBERTa adds positions to its scores": True})
+        uses_cudnn(options.attention, dtype, self.config.d_head, {"DeBERTa adds positions to its scores": True})
+        insertion = Insertion.of(self.virtual, mask)
+        tokens, mask = insertion.insert(tokens, self.config.vocab_size), insertion.mask
         embedded = dropout(self.embed(tokens, mask, dtype), dropout_rate, fold(key, 0))
         buckets, rows = np.unique(
             distance_buckets(tokens.shape[-1], self.config) + self.config.span, return_inverse=True
         )
         embeddings = self.embed.distance_norm(self.embed.distance(jnp.asarray(buckets), dtype))
         positions = RelativePositions(embeddings, rows)
-        context = DebertaContext(mask[:, None, None, :], dropout_rate, positions=positions)
+        virtual = insertion.virtual
+        context = DebertaContext(mask[:, None, None, :], dropout_rate, virtual=virtual, positions=positions)
         # The convolution reads the embeddings alone, so it stays outside the scan. Its output is added after layer 0.
         conv_output = None if self.conv is None else self.conv(embedded, mask, dropout_rate, fold(key, 2))
 
@@ -223,7 +232,7 @@ class Deberta(nnx.Module):
             return x if conv_output is None else jax.lax.cond(is_first, add_conv, lambda x: x, x)
 
         items = (self.layers, jnp.arange(self.config.num_hidden_layers) == 0)
-        return scan_layers(items, embedded, fold(key, 1), apply, options)
+        return insertion.extract(scan_layers(items, embedded, fold(key, 1), apply, options))
 
     def pool_first(self, hidden: Float[Array, "batch seq d_model"]) -> Float[Array, "batch d_model"]:
         """Returns the state of the first token, [CLS]. The classifier's head applies a dense layer to it."""

@@ -10,11 +10,20 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.models.attention import DROPOUT_OBSTACLE, PREFIX_OBSTACLE, AttentionContext, RightPadding, uses_cudnn
+from lora_jax.errors import UserError
+from lora_jax.models.attention import (
+    DROPOUT_OBSTACLE,
+    PREFIX_OBSTACLE,
+    AttentionContext,
+    RightPadding,
+    after_prefix,
+    uses_cudnn,
+)
 from lora_jax.models.causality import Cache, causal_mask, empty_cache, token_positions
 from lora_jax.models.layers import Key, fold, scan_layers
 from lora_jax.models.options import ComputeOptions
 from lora_jax.models.rope import Rope, angles
+from lora_jax.models.virtual import Insertion
 
 
 class LayerSpec(NamedTuple):
@@ -69,14 +78,15 @@ class DecoderContext(AttentionContext):
 class Decoder(nnx.Module):
     """Maps token ids to hidden states, optionally with a key-value cache.
 
-    A family creates the modules below. Its block is called as ``block(x, context, key)`` and returns the new x and
-    the context's cache. Its config has the properties `layer_specs` (a LayerSpec per layer), `kv_heads` and `d_head`,
-    and `softcap` where attention's scores are capped.
+    A family creates the modules below, and an empty `virtual` slot. Its block is called as ``block(x, context, key)``
+    and returns the new x and the context's cache. Its config has the properties `layer_specs` (a LayerSpec per layer),
+    `kv_heads` and `d_head`, and `softcap` where attention's scores are capped.
     """
 
     embed: Any
     layers: Any
     norm: Any
+    virtual: Any
     config: Any
 
     def embed_inputs(
@@ -96,6 +106,8 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
         cache: Cache | None = None,
+        prompt_end: Int[Array, " batch"] | None = None,
+        start: bool = True,
     ) -> Any:
         """Computes the hidden states after the final norm.
 
@@ -105,14 +117,25 @@ class Decoder(nnx.Module):
           dropout_rate: the dropout wherever the family has one: on attention's probabilities in all of them.
           key: the key of dropout. None turns it off.
           options: dtype, speed and memory. With a cache, XLA computes attention whatever `options.attention` says.
-          positions: the position of each token. By default, `token_positions` of the mask.
+          positions: the position of each token in its text. By default, `token_positions` of the mask.
           segments: the number of the sequence that each token belongs to, where several are packed into a row.
             A token attends only to its own sequence.
           cache: earlier tokens, to attend to as well.
+          prompt_end: the first column of each text after its prompt, where an infix of virtual tokens stands. By
+            default, after the text's last token.
+          start: whether the tokens begin their texts, so that virtual tokens are inserted. A cache gets them too.
 
         Returns:
           The hidden states ``[batch, seq, d_model]``. With a cache, those and the new cache.
+
+        Raises:
+          UserError: virtual tokens are inserted, and `positions` or `segments` are given, which have none for them.
         """
+        virtual = self.virtual if start else None
+        if virtual is not None and (positions is not None or segments is not None):
+            raise UserError("virtual tokens cannot be inserted where positions or packed sequences are given")
+        insertion = Insertion.of(virtual, mask, prompt_end, causal=True)
+        tokens, mask = insertion.insert(tokens, self.config.vocab_size), insertion.mask
         specs = tuple(dict.fromkeys(self.config.layer_specs))
         obstacles = {
             DROPOUT_OBSTACLE: key is not None,
@@ -126,11 +149,13 @@ class Decoder(nnx.Module):
         cudnn = uses_cudnn(implementation, options.dtype, self.config.d_head, obstacles)
         padding = RightPadding.from_mask(mask) if cudnn else RightPadding()
         positions = token_positions(mask, segments, cache) if positions is None else positions
+        positions = after_prefix(positions, self.layers.attn.prefix)
         x = self.embed_inputs(tokens, positions, dropout_rate, fold(key, 0), options.dtype)
         cache = None if cache is None else cache.reserve(mask)
         # A mask and angles for each different spec, not for each layer: the layers of a scan choose among them.
         masks = [causal_mask(mask, segments, cache, window=spec.window) for spec in specs]
         positions = padding.apply(positions)
+        numbers = None if insertion.virtual is None else padding.apply(insertion.virtual)
         rotations = [spec.rope and angles(positions, spec.rope.frequencies(self.config.d_head)) for spec in specs]
 
         def apply(item, carry, key):
@@ -142,6 +167,7 @@ class Decoder(nnx.Module):
                 padding=padding,
                 causal=True,
                 window=specs[0].window,  # read with cuDNN alone, for which all layers have one window
+                virtual=numbers,
                 layer=layer,
                 angle=_select(rotations, spec),
                 cache=cache,
@@ -151,15 +177,16 @@ class Decoder(nnx.Module):
         spec_of_layer = np.array([specs.index(spec) for spec in self.config.layer_specs], np.int32)
         items = (self.layers, jnp.arange(len(spec_of_layer)), spec_of_layer)
         x, cache = scan_layers(items, (padding.apply(x), cache), fold(key, 1), apply, options)
-        hidden = self.norm(padding.undo(x))
+        hidden = self.norm(insertion.extract(padding.undo(x)))
         return hidden if cache is None else (hidden, cache)
 
     def empty_cache(self, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """Returns a cache of this model's shape with room for `capacity` tokens.
+        """Returns a cache of this model's shape with room for `capacity` tokens, and for virtual tokens.
 
         Layers with a window store all tokens too.
         """
         config = self.config
+        capacity += 0 if self.virtual is None else self.virtual.size
         return empty_cache(len(config.layer_specs), batch, capacity, config.kv_heads, config.d_head, dtype)
 
 

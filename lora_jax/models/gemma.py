@@ -210,6 +210,7 @@ class Gemma(Decoder):
     def __init__(self, config: GemmaConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
+        self.virtual: Any = nnx.data(None)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=1.0)
         self.config = config
 

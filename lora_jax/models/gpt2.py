@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lora_jax.errors import UserError
+from lora_jax.models.attention import prefix_size
 from lora_jax.models.causality import Cache
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
 from lora_jax.models.fields import Layers, Positive, Size
@@ -41,6 +42,11 @@ class Gpt2Config:
         return self.n_embd
 
     @property
+    def max_tokens(self) -> int:
+        """The largest number of tokens in a text."""
+        return self.n_positions
+
+    @property
     def layer_specs(self) -> tuple[LayerSpec, ...]:
         return (LayerSpec(),) * self.n_layer
 
@@ -56,11 +62,11 @@ class Gpt2Config:
 class Attention(nnx.Module):
     def __init__(self, config: Gpt2Config):
         self.q, self.k, self.v, self.o = (Linear(config.n_embd, config.n_embd) for _ in range(4))
-        self.heads = config.n_head
+        self.d_head = config.d_head
         self.prefix: Any = nnx.data(None)
 
     def __call__(self, x, context: DecoderContext, key: Key):
-        by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        by_head = (*x.shape[:-1], -1, self.d_head)
         q, k, v = (f(x, fold(key, i)).reshape(by_head) for i, f in enumerate((self.q, self.k, self.v)))
         mixed, cache = context.attend_with_cache(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(x.shape), fold(key, 4)), cache
@@ -99,6 +105,7 @@ class Gpt2(Decoder):
         self.embed = Embedding(config.vocab_size, config.n_embd)
         self.position = Embedding(config.n_positions, config.n_embd)
         self.layers = stack_layers(lambda: Block(config), config.n_layer)
+        self.virtual: Any = nnx.data(None)
         self.norm = LayerNorm(config.n_embd, epsilon=config.layer_norm_epsilon)
         self.config = config
 
@@ -106,23 +113,23 @@ class Gpt2(Decoder):
         """Adds the learned positions to the embeddings.
 
         Raises:
-          UserError: a text has more tokens than there are positions.
+          UserError: a text has more tokens than there are positions, with those of a prefix or virtual tokens.
         """
-        if tokens.shape[1] > self.config.n_positions:
-            raise UserError(
-                f"texts of {tokens.shape[1]} tokens: this GPT-2 has positions for {self.config.n_positions}"
-            )
+        count = tokens.shape[1] + prefix_size(self.layers.attn.prefix)
+        if count > self.config.n_positions:
+            raise UserError(f"texts of {count} tokens: this GPT-2 has positions for {self.config.n_positions}")
         return dropout(self.embed(tokens, dtype) + self.position(positions, dtype), dropout_rate, key)
 
     def empty_cache(self, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """Returns a cache of this model's shape with room for `capacity` tokens.
+        """Returns a cache of this model's shape with room for `capacity` tokens, and for virtual tokens.
 
         Raises:
-          UserError: `capacity` is more than the learned positions.
+          UserError: `capacity`, with a prefix or virtual tokens, is more than the learned positions.
         """
-        if capacity > self.config.n_positions:
+        count = capacity + prefix_size(self.layers.attn.prefix) + (0 if self.virtual is None else self.virtual.size)
+        if count > self.config.n_positions:
             raise UserError(
-                f"{capacity} tokens of prompt and answer are more than GPT-2's n_positions={self.config.n_positions}"
+                f"{count} tokens of prompt and answer are more than GPT-2's n_positions={self.config.n_positions}"
             )
         return super().empty_cache(batch, capacity, dtype)
 

@@ -124,6 +124,7 @@ class GptNeox(Decoder):
     def __init__(self, config: GptNeoxConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
+        self.virtual: Any = nnx.data(None)
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.config = config
 

@@ -72,7 +72,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Embedding(nnx.Module):
-    """Looks up rows of a table by index, and adds what an adapter's `lookup` gives once one is grafted.
+    """Looks up rows of a table by index; with an adapter grafted, what the adapter's `lookup` makes of index and table.
 
     As in PEFT, where a model uses the table a second time, as its output layer, that use is not adapted.
     """
@@ -84,8 +84,10 @@ class Embedding(nnx.Module):
         self.adapter: Any = nnx.data(None)
 
     def __call__(self, index: Int[Array, "..."], dtype: DTypeLike) -> Float[Array, "... width"]:
-        rows = jnp.take(self.embedding[...], index, axis=0).astype(dtype)
-        return rows if self.adapter is None else rows + self.adapter.lookup(index, dtype)
+        table = self.embedding[...]
+        if self.adapter is not None:
+            return self.adapter.lookup(index, table, dtype)
+        return jnp.take(table, index, axis=0).astype(dtype)
 
     def attend(self, x: Float[Array, "... width"]) -> Float[Array, "... count"]:
         """Each state times each row: a tied output layer."""

@@ -139,6 +139,7 @@ class Llama(Decoder):
     def __init__(self, config: LlamaConfig):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = stack_layers(lambda: Block(config), config.num_hidden_layers)
+        self.virtual: Any = nnx.data(None)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
         self.config = config
 

@@ -1,8 +1,10 @@
 """RoBERTa (Liu et al., arXiv 1907.11692): BERT's blocks with other positions, one token type and no pooler."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_jax.models import bert
@@ -47,6 +49,7 @@ class Roberta(bert.Bert):
     def __init__(self, config: RobertaConfig):
         self.embed = bert.Embeddings(config)
         self.layers = stack_layers(lambda: bert.Block(config), config.num_hidden_layers)
+        self.virtual: Any = nnx.data(None)
         self.config = config
 
     def positions(self, mask: Bool[Array, "batch seq"]) -> Int[Array, "batch seq"]:

@@ -40,6 +40,14 @@ class VitConfig:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
 
     @property
+    def kv_heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def patches(self) -> int:
         """The number of patches in an image."""
         return (self.image_size // self.patch_size) ** 2
@@ -50,11 +58,11 @@ class Attention(nnx.Module):
         width = config.hidden_size
         self.q, self.k, self.v = (Linear(width, width, bias=config.qkv_bias) for _ in range(3))
         self.o = Linear(width, width)
-        self.heads = config.num_attention_heads
+        self.d_head = config.d_head
         self.prefix: Any = nnx.data(None)
 
     def __call__(self, x, context: AttentionContext, key: Key):
-        by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        by_head = (*x.shape[:-1], -1, self.d_head)
         q, k, v = (f(x, fold(key, i)).reshape(by_head) for i, f in enumerate((self.q, self.k, self.v)))
         mixed = context.attend(q, k, v, fold(key, 3), prefix=self.prefix)
         return self.o(mixed.reshape(x.shape), fold(key, 4))
@@ -128,9 +136,8 @@ class Vit(nnx.Module):
             raise UserError(f"images of shape {pixels.shape[1:]}: this ViT takes {(size, size, channels)}")
         patches = patchify(pixels.astype(options.dtype), self.config.patch_size)
         x = dropout(self.embed(patches, fold(key, 0)), dropout_rate, fold(key, 1))
-        d_head = self.config.hidden_size // self.config.num_attention_heads
         obstacles = {DROPOUT_OBSTACLE: key is not None, PREFIX_OBSTACLE: self.layers.attn.prefix is not None}
-        cudnn = uses_cudnn(options.attention, options.dtype, d_head, obstacles)
+        cudnn = uses_cudnn(options.attention, options.dtype, self.config.d_head, obstacles)
         context = AttentionContext(None, dropout_rate, cudnn)
 
         def apply(block, x, key):

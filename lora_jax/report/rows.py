@@ -74,7 +74,7 @@ def readable(rows: Iterable[Row]) -> list[Row]:
 
 def extra_axes(rows: list[Row]) -> list[str]:
     """Returns the overrides in which `rows` differ, beyond those that every table has a column for."""
-    columns = {"method", "rank", "alpha", "targets", "lr", "seed", "model", "task"}
+    columns = {"method", "rank", "alpha", "targets", "lr", "seed", "init_seed", "model", "task"}
     rows = readable(rows)
     keys = sorted({key for row in rows for key in row.overrides if key.rsplit(".", 1)[-1] not in columns})
     return [key for key in keys if len({row.overrides.get(key) for row in rows}) > 1]

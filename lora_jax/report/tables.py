@@ -69,7 +69,7 @@ def over_seeds(rows: list[Row]) -> Text | None:
         ("tokens/s", lambda row: row.tokens_per_s, lambda value: f"{value:,.0f}"),
     ]
     figures = [figure for figure in figures if any(group.values(figure[1]) for group in groups)]
-    names = [column for column in _axis_columns(rows) if column.title != "seed"]
+    names = [column for column in _axis_columns(rows) if column.title not in ("seed", "init seed")]
     names = [c for c in names if c.title == "method" or len({repr(c.value(g.row)) for g in groups} - {"None"}) > 1]
     lines = []
     for group in groups:
@@ -109,7 +109,8 @@ def raw_csv(rows: list[Row]) -> str:
     costs = ["train_loss", "tokens", "seconds", "tokens_per_s", "compile_seconds", "peak_memory_bytes", "adapter_bytes"]
     # Pairs and not a dictionary: an override that varies, such as steps, may be called like a figure.
     columns: list[tuple[str, Callable[[Row], Any]]] = [(key, operator.attrgetter(key)) for key in axes]
-    columns += [(key, _override(key)) for key in extra_axes(rows)]
+    initial = ["init_seed"] if any("init_seed" in row.overrides for row in rows) else []
+    columns += [(key, _override(key)) for key in (*initial, *extra_axes(rows))]
     columns += [(key, operator.attrgetter(key)) for key in (*sizes, "metric")]
     for part in ("test", "valid_best"):
         names = sorted({name for row in rows for name in getattr(row, part) or {}})
@@ -202,6 +203,7 @@ def _axis_columns(rows: list[Row]) -> list[Column]:
         *extra,
         Column("learning rate", lambda row: row.lr, lambda value: f"{value:.3g}", always=True),
         Column("seed", lambda row: row.seed),
+        Column("init seed", _override("init_seed")),
     ]
 
 

@@ -23,6 +23,7 @@ from lora_jax.data.batches import TrainBatches
 from lora_jax.delta import count, parameters
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.sweep.setups import Setups
+from lora_jax.train.initial import initial_shapes
 from lora_jax.train.memory import budget, pack_bytes, run_bytes, state_bytes
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import align, of_length, packed_step
@@ -170,4 +171,4 @@ def abstract_pack(run: RunConfig, init: AdapterInit, runs: int) -> tuple[RunStat
 
 def shapes_of(setup: Setup, run: RunConfig) -> AdapterInit:
     """Returns the shapes of the initial adapters of `run`, at true sizes."""
-    return jax.eval_shape(lambda: method_of(run.method).init(setup.base.model, run))
+    return initial_shapes(setup.base.model, run)

@@ -4,10 +4,10 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from lora_jax.config.point import Point
-from lora_jax.records import PlannedPack
+from lora_jax.records import PlannedPack, flat
 
 # A run may share a pack if its work there, with padding, is at most this multiple of its work alone.
 MAX_PADDED_WORK = 2.0
@@ -95,6 +95,24 @@ def plan(points: Sequence[Point], costs: CostModel) -> list[PackPlan]:
     ]
     chunks.sort(key=lambda chunk: (chunk[0].config.method.trains_base, costs.work(chunk)))
     return [_make_plan(i, chunk, costs) for i, chunk in enumerate(chunks)]
+
+
+def separating_settings(packs: Sequence[PackPlan]) -> list[str]:
+    """Returns, for each pack, why its runs do not share a pack with others of their method: ``"batch=16"``.
+
+    These are the settings that are compiled in and differ between the packs, without `base_storage`, which a plan
+    always says. Other packs are separate because of their cost or their memory, and have an empty text.
+    """
+    settings = [flat(pack.points[0].config.static_settings()) for pack in packs]
+    for one in settings:
+        del one["base_storage"]
+
+    def differing(mine: dict[str, Any]) -> str:
+        others = [other for other in settings if other["method.name"] == mine["method.name"]]
+        keys = [key for key in mine if len({repr(other.get(key)) for other in others}) > 1]
+        return " ".join(f"{key}={mine[key]}" for key in keys)
+
+    return [differing(mine) for mine in settings]
 
 
 def _make_plan(index: int, points: Sequence[Point], costs: CostModel) -> PackPlan:

@@ -20,7 +20,7 @@ from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
 from lora_jax.records import RUN_FILE, Summary, inputs_key, locked, write_atomically, write_run, write_summary
 from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
-from lora_jax.sweep.plan import PackPlan
+from lora_jax.sweep.plan import PackPlan, separating_settings
 from lora_jax.sweep.plan_file import next_index, plan_points, replace_pack
 from lora_jax.sweep.resume import RecordedInputs, check_inputs, check_runs, recorded_inputs
 from lora_jax.sweep.setups import Setups
@@ -74,8 +74,8 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
             costs = Costs(run.setups)
             packs = plan_points(points, home, costs)
             _refuse_full_disk(packs, home, costs)
-            for pack in packs:
-                display.say(describe_pack(pack))
+            for pack, settings in zip(packs, separating_settings(packs), strict=True):
+                display.say(describe_pack(pack, settings))
             try:
                 for previous, pack in zip([None, *packs], packs, strict=False):
                     if previous and costs.program(previous.points) != costs.program(pack.points):
@@ -213,12 +213,18 @@ class Sweep:
             write_summary(point.folder, summary)
 
 
-def describe_pack(pack: PackPlan) -> str:
-    """Returns the line that describes a pack in the printed plan."""
+def describe_pack(pack: PackPlan, settings: str) -> str:
+    """Returns the line that describes a pack in the printed plan.
+
+    Args:
+      pack: the pack.
+      settings: the settings for which its runs have a program of their own, or an empty text.
+    """
     config = pack.points[0].config
     names = "  ".join(point.name for point in pack.points[:MAX_NAMES])
     names += f"  and {len(pack.points) - MAX_NAMES} more" if len(pack.points) > MAX_NAMES else ""
     storage = "" if config.base_storage == "auto" else f" on the {config.base_storage} base"
+    storage += f" with {settings}" if settings else ""
     minutes = rough_seconds(pack.flops, config.dtype) / 60
     return (
         f"pack {pack.index}: {len(pack.points)} x {config.method.name}{storage}, {pack.steps} steps of "

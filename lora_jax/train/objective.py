@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from lora_jax.data.batches import Batch
+from lora_jax.data.tokens import IGNORED
 from lora_jax.metrics import Predictions
 from lora_jax.metrics.classification import correct, cross_entropy
 from lora_jax.models.layers import Key
@@ -142,8 +143,13 @@ class Generation:
     def outputs(
         self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
     ) -> Likelihoods:
-        hidden = model.backbone(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key)
-        return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, jnp.asarray(batch.labels)))
+        labels = jnp.asarray(batch.labels)
+        # The prompt's last token has the first label.
+        prompt_end = jnp.argmax(labels != IGNORED, axis=-1) + 1
+        hidden = model.backbone(
+            batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key, prompt_end=prompt_end
+        )
+        return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, labels))
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."]) -> Predictions:
         return Predictions(

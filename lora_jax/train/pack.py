@@ -18,6 +18,7 @@ from lora_jax.config.point import Point
 from lora_jax.data.batches import Batch, TrainBatches
 from lora_jax.errors import UserError
 from lora_jax.methods import AdapterInit
+from lora_jax.train.initial import initial_adapters
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper, hyper_of
 from lora_jax.train.setup import Setup
 from lora_jax.train.step import Params, Program, RunState, init_state, outputs_of, program_of, train_step
@@ -47,7 +48,7 @@ def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
     program = program_of(runs[0])
     batches = setup.train_batches(runs[0], tuple(run.seed for run in runs))
     steps = [run.steps_of(batches.steps_per_epoch) for run in runs]
-    inits = [program.method.init(setup.base.model, run) for run in runs]
+    inits = [initial_adapters(program, setup.base.model, run, batches, i) for i, run in enumerate(runs)]
     hypers = [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]
     shapes = jax.eval_shape(lambda: inits)
     return Pack(program, points, shapes, np.array(steps), batches, *stack(program, inits, hypers))

@@ -13,6 +13,7 @@ from lora_jax.config import RunConfig
 from lora_jax.data.batches import Batch
 from lora_jax.data.tasks import find_task
 from lora_jax.delta import graft
+from lora_jax.errors import UserError
 from lora_jax.methods import Method, method_of
 from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES
@@ -41,13 +42,22 @@ class Program:
 
 
 def program_of(run: RunConfig) -> Program:
-    """Returns the program of `run`. Runs with the same ``run.program_key()`` have the same program."""
+    """Returns the program of `run`. Runs with the same ``run.program_key()`` have the same program.
+
+    Raises:
+      UserError: the method has an ensemble, and the task generates texts.
+    """
     # A CPU unrolls the whole stack of layers, which is faster, but not under `remat`: without a loop, XLA on a CPU
     # recomputes at once what `remat` dropped, so no memory is saved.
     unroll_all = jax.default_backend() == "cpu" and run.model.remat == "none"
+    method, objective = method_of(run.method), find_task(run.task.name).objective
+    if method.ensemble > 1 and objective == "generation":
+        raise UserError(
+            f"method.ensemble={method.ensemble}: must be 1 for task={run.task.name}, whose texts one model generates"
+        )
     return Program(
-        method=method_of(run.method),
-        objective=find_task(run.task.name).objective,
+        method=method,
+        objective=objective,
         optim=run.optim.name,
         schedule=run.optim.schedule,
         drops_out=run.drops_out,
@@ -107,9 +117,19 @@ def loss_of(
 
 
 def outputs_of(program: Program, base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Any:
-    """Returns the outputs of the program's objective, ``[batch, ...]`` (see train/objective.py)."""
-    model = adapt(program, base, params, constants)
-    return OBJECTIVES[program.objective].outputs(model, batch, options=compute_options(program))
+    """Returns the outputs of the program's objective, ``[batch, ...]`` (see train/objective.py).
+
+    A method with an ensemble has the mean of the outputs with as many dropout masks, always the same ones.
+    """
+    model, objective = adapt(program, base, params, constants), OBJECTIVES[program.objective]
+    options, masks = compute_options(program), program.method.ensemble
+    if masks == 1:
+        return objective.outputs(model, batch, options=options)
+    outputs = jax.lax.map(
+        lambda key: objective.outputs(model, batch, options=options, key=key),
+        jax.random.split(jax.random.key(0), masks),
+    )
+    return jax.tree.map(lambda leaf: leaf.mean(0), outputs)
 
 
 def train_step(

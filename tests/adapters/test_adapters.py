@@ -5,7 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.adapters import ADAPTERS, Activity, LowRank, Replacement, Scaling
+from lora_jax.adapters import (
+    ADAPTERS,
+    Activity,
+    BottleneckBiases,
+    BottleneckKernels,
+    HeadFactors,
+    InputFactor,
+    LowRank,
+    Magnitude,
+    MissBlock,
+    MissIndex,
+    OutputFactor,
+    Prefix,
+    Replacement,
+    Scaling,
+    VeraProjections,
+    VeraVectors,
+    VirtualRows,
+    VirtualStates,
+    VirtualTokens,
+    Visibility,
+)
 from lora_jax.delta import graft, parameters
 from lora_jax.methods import method_of
 
@@ -19,7 +40,23 @@ def draw(*shape, dtype=jnp.float32):
 
 
 def test_every_kind_has_a_name_in_adapter_files():
-    assert set(ADAPTERS.values()) == {LowRank, Scaling, Replacement, Activity}
+    assert set(ADAPTERS.values()) == {LowRank, Scaling, Replacement, Activity} | {
+        BottleneckBiases,
+        BottleneckKernels,
+        HeadFactors,
+        InputFactor,
+        Magnitude,
+        OutputFactor,
+        MissBlock,
+        MissIndex,
+        VeraProjections,
+        VeraVectors,
+        Prefix,
+        VirtualRows,
+        VirtualStates,
+        VirtualTokens,
+        Visibility,
+    }
 
 
 def test_a_pair_is_padded_with_zeros_and_cut_back(base, configure):

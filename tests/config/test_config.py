@@ -61,8 +61,8 @@ BAD = [
     ("task__buckets", ["long"], "integer"),
     ("task__steps", 0, "greater than 0"),
     ("method__lr", 0, "greater than 0"),
-    ("method__scaling", "sqrt", "'lora', 'rslora' or 'constant'"),
-    ("method__init", "zeros", "'uniform' or 'gaussian'"),
+    ("method__scaling", "sqrt", "'lora', 'rslora', 'constant' or 'sqrt_rank'"),
+    ("method__init", "zeros", "'uniform', 'gaussian', 'pissa' or 'lora_ga'"),
     ("method__dropout", 1, "less than 1"),
     ("wandb__mode", "on", "'auto', 'online', 'offline' or 'disabled'"),
 ]

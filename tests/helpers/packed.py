@@ -43,7 +43,7 @@ def assert_packed_equals_alone(
             np.testing.assert_allclose(together.metrics.loss[:, i], alone.metrics.loss[:, 0], rtol=tolerance)
             packed, single = together.params(i), alone.params(0)
             assert packed.keys() == single.keys()
-            initial = alone.program.method.init(wide, run).params
+            initial = alone.inits[0].params
             for path, expected in single.items():
                 for actual, leaf, start in zip(
                     *map(jax.tree.leaves, (packed[path], expected, initial[path])), strict=True

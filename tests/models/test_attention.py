@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from helpers.families import inputs_of, meaningful, model_of
 
+from lora_jax.adapters import VirtualRows, VirtualStates, VirtualTokens
+from lora_jax.delta import graft
 from lora_jax.errors import UserError
 from lora_jax.models import bert, decoder, vit
 from lora_jax.models.attention import AttentionContext, RightPadding, attention, uses_cudnn
@@ -100,6 +102,26 @@ def test_cudnn_gives_the_outputs_and_gradients_of_xla(name, cudnn_calls):
     np.testing.assert_allclose(meaningful(name, output, mask), meaningful(name, expected, mask), atol=2e-5)
     for one, other in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * max(1, float(jnp.abs(other).max())))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_cudnn_gives_the_outputs_of_xla_with_virtual_tokens(name, cudnn_calls):
+    """Their states after the first block are replaced, so their columns must be known after reordering."""
+    tokens, mask = inputs_of(name)
+    rng, number = np.random.default_rng(2), jnp.arange(5)
+    rows, states = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 24), (2, 5, 24)))
+    delta = {
+        "backbone/virtual": VirtualTokens(number < 2, number == 2),
+        f"backbone/embed{'/word' * (name == 'bert')}/adapter": VirtualRows(rows),
+        "backbone/layers/after_block/adapter": VirtualStates(states, jnp.array([True, False])),
+    }
+    model = graft(model_of(name), delta)
+    slow, fast = (
+        meaningful(name, model(tokens, mask, options=ComputeOptions(attention=implementation)), mask)
+        for implementation in ("xla", "auto")
+    )
+    assert cudnn_calls
+    np.testing.assert_allclose(fast, slow, atol=2e-5)
 
 
 @pytest.mark.parametrize("name, reason", [("gemma2", "caps its scores"), ("gemma3", "layers have different windows")])

@@ -1,5 +1,6 @@
 """The report of sweeps made up by formula, so that every number in it is known."""
 
+import csv
 import html.parser
 import re
 import subprocess
@@ -15,7 +16,7 @@ from lora_jax.errors import UserError
 from lora_jax.records import Axes, MetricsRecord
 from lora_jax.report import build_report, load_rows, terminal_table
 from lora_jax.report.compare import at_best_lr, configurations, finding, labels
-from lora_jax.report.tables import duration, over_seeds, parameters, size
+from lora_jax.report.tables import duration, headline, over_seeds, parameters, raw_csv, size
 from lora_jax.tracking import Tracker
 
 
@@ -171,6 +172,16 @@ def test_seeds_are_aggregated_as_numpy_does(tmp_path):
     ]
     assert [line[-1] for line in aggregated.lines] == ["3", "2 (1 not finished)"]
     assert "Over seeds" in build_report(tmp_path).read_text()
+
+
+def test_initial_seeds_are_seeds(tmp_path):
+    for init_seed in (0, 1, 2):
+        write_run(tmp_path, {"rank": 4, "init_seed": init_seed})
+    rows = load_rows(tmp_path)
+    assert [len(configuration.rows) for configuration in configurations(rows)] == [3]
+    table = headline(rows)
+    assert [line[table.titles.index("init seed")] for line in table.lines] == ["0", "1", "2"]
+    assert [line["init_seed"] for line in csv.DictReader(raw_csv(rows).splitlines())] == ["0", "1", "2"]
 
 
 def test_best_learning_rate_is_chosen_on_validation(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_jax.config.point import Point
-from lora_jax.sweep.plan import plan
+from lora_jax.sweep.plan import plan, separating_settings
 
 
 class Costs:
@@ -89,3 +89,10 @@ def test_cheap_packs_come_first_and_baselines_last(planned):
 def test_an_optimizer_that_is_not_elementwise_packs_equal_ranks_only(planned):
     settings = [{"rank": 4}, {"rank": 8}, {"rank": 4, "seed": 1}]
     assert ranks(planned(*settings, optim="adafactor")) == [[4, 4], [8]]
+
+
+def test_the_plan_says_which_settings_keep_packs_apart(configure):
+    runs = [configure(rank=4), configure(rank=8), configure(rank=4, batch=16), configure("full", batch=16)]
+    packs = plan([Point(str(i), Path(str(i)), run) for i, run in enumerate(runs)], Costs())
+    assert [len(pack.points) for pack in packs] == [1, 2, 1]
+    assert separating_settings(packs) == ["batch=16", "batch=32", ""]

@@ -87,6 +87,7 @@ def _label_early_ends(ax: Axes, curves: list[Curve], rows: list[Row], colours: C
     for text, curve in zip(texts, curves, strict=True):
         row, colour = curve.row, colours.of(curve.row)
         text += (f" seed {row.seed}" if with_seed else "") + (f" lr {row.lr:g}" if with_lr and row.lr else "")
+        text += f" init seed {row.overrides['init_seed']}" if "init_seed" in row.overrides else ""
         if curve.tokens[-1] == longest or len(curve.tokens) == 1:
             ends.append(EndLabel(curve.loss[-1], text, colour))
         else:
