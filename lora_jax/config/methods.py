@@ -217,7 +217,7 @@ class AdapterDSettings(BottleneckSettings):
 
     name: Literal["adapter_d"]
     activation: Activation = "relu"
-    drop: Whole = data(5, description="how many layers get no adapter, counted from the first")
+    drop: Whole = data(2, description="how many layers get no adapter, counted from the first")
 
 
 Added = Annotated[Count, Field(le=2**20)]

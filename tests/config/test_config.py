@@ -100,7 +100,9 @@ def test_what_does_not_fit_together_is_refused(configure, changes, message):
 @pytest.mark.parametrize("name", ["lorra", "x" * 5000, {"a": "x" * 5000}], ids=["a word", "a long word", "a mapping"])
 def test_an_unknown_method_is_refused_in_short_with_those_there_are(configure, name):
     settings = configure().model_dump()
-    with pytest.raises(UserError, match=r"^method\.name=.*: must be one of 'lora', 'full', 'bitfit'") as error:
+    with pytest.raises(
+        UserError, match=r"^method\.name=.*: must be one of 'lora', 'full', 'top_layers', 'layerwise', 'bitfit', "
+    ) as error:
         parse(settings | {"method": {"name": name}})
     assert len(str(error.value)) < 1000
 
