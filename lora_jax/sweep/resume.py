@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_jax.config import parse
 from lora_jax.config.point import Point
 from lora_jax.errors import UserError, shown
 from lora_jax.records import (
@@ -52,7 +53,7 @@ def check_runs(points: Iterable[Point]) -> None:
                 f"{version}, this is {RECORD_VERSION}), whose checkpoints this one cannot read; finish it with that "
                 f"version (commit {LAST_COMMITS[version]}), {ANEW}"
             )
-        if changes := _changes(run.config, point.config.model_dump(mode="json"), missing=not finished):
+        if changes := _changes(_with_defaults(run.config), point.config.model_dump(mode="json"), missing=not finished):
             raise UserError(
                 f"{point.folder} has a run of other settings than this command gives now: {'; '.join(changes)}. "
                 f"Restore the settings and resume, {ANEW}"
@@ -89,6 +90,14 @@ def check_inputs(setup: Setup, runs: Sequence[tuple[Path, RunRecord]]) -> None:
                     f"the {kind} has changed since {folder} began: its fingerprint was {recorded[:12]} and is "
                     f"{now[:12]} now. Restore it and resume, {ANEW}"
                 )
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns recorded settings, and those that an earlier commit did not have, at the defaults that change no run."""
+    try:
+        return parse(config).model_dump(mode="json")
+    except UserError:  # that commit had settings that are gone now
+        return config
 
 
 def _changes(recorded: Mapping[str, Any], now: Mapping[str, Any], *, missing: bool) -> list[str]:

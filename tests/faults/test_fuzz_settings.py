@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lora_jax.config import parse
+from lora_jax.methods import METHODS
 from lora_jax.models import bert
 from lora_jax.models.heads import Classifier
 from lora_jax.records import read_json, read_metrics, read_run, read_summary
@@ -24,6 +25,7 @@ from lora_jax.report.page import render
 from lora_jax.report.tables import markdown, raw_csv
 from lora_jax.targets import place, select, sites
 
+ALWAYS = ("lora", "full", "adapter_h", "preembed")  # the methods of every run of the tests; the others are slow
 MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77))
 
 # ---- settings
@@ -31,7 +33,9 @@ MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77)
 
 @fuzzed
 @given(data=st.data())
-@pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
+@pytest.mark.parametrize(
+    "method", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_settings(configure, method, data):
     tree = configure(method).model_dump(mode="json")
     tree |= {"baseline": "full", "resume": None, "pack": "auto"}

@@ -60,11 +60,33 @@ def test_settings_of_a_method_and_lists_are_compared(point):
         check_runs([changed(point, method=method, task=task)])
 
 
-def test_a_setting_that_was_not_recorded_stops_an_unfinished_run_only(point):
+def without(point: Point, group: str | None, name: str) -> None:
+    """Removes a setting from what is recorded, as if an earlier commit, which did not have it, had begun the run."""
     run = read_json(point.folder / "run.json")
-    del run["config"]["stop"]
+    del (run["config"][group] if group else run["config"])[name]
     write_json(point.folder / "run.json", run)
-    with pytest.raises(UserError, match="stop was None and is 'none'"):
+
+
+@pytest.mark.parametrize(("group", "name"), [(None, "stop"), ("method", "dora"), ("method", "lr_ratio")])
+def test_a_setting_that_was_not_recorded_had_its_default(point, group, name):
+    without(point, group, name)
+    check_runs([point])
+
+
+@pytest.mark.parametrize("status", [None, "finished"])
+def test_a_new_setting_with_another_value_is_refused(point, status):
+    without(point, "method", "lr_ratio")
+    if status:
+        write_summary(point.folder, summary(status))
+    with pytest.raises(UserError, match=r"method\.lr_ratio was 1\.0 and is 4\.0"):
+        check_runs([changed(point, method=point.config.method.model_copy(update={"lr_ratio": 4.0}))])
+
+
+def test_a_setting_that_is_gone_stops_an_unfinished_run_only(point):
+    run = read_json(point.folder / "run.json")
+    run["config"]["tempo"] = 3
+    write_json(point.folder / "run.json", run)
+    with pytest.raises(UserError, match="tempo was 3 and is None"):
         check_runs([point])
     write_summary(point.folder, summary())
     check_runs([point])
