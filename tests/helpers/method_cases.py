@@ -159,7 +159,7 @@ CASES: dict[str, Case] = {
                 + total(shapes, r"/layers/mlp_norm/scale$")
             ),
         ),
-        refused=dict.fromkeys(WITHOUT_BIASES, "must be none, because no bias of this model"),
+        refused=dict.fromkeys(WITHOUT_BIASES, "no bias of this model would train"),
     ),
     "full": Case("full", {}, {"seed": 1}, Formula("all", lambda shapes: total(shapes, ""))),
     "top_layers": Case(
