@@ -9,6 +9,7 @@ import jax
 import pytest
 from faults.fuzzing import EXAMPLES, changed, damaged, fuzzed, works_or_is_refused
 from helpers.made_up import write_run
+from helpers.slow import sometimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -25,7 +26,6 @@ from lora_jax.report.page import render
 from lora_jax.report.tables import markdown, raw_csv
 from lora_jax.targets import place, select, sites
 
-ALWAYS = ("lora", "full", "adapter_h", "preembed")  # the methods of every run of the tests; the others are slow
 MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77))
 
 # ---- settings
@@ -33,9 +33,7 @@ MODEL = jax.eval_shape(lambda: Classifier(bert.Bert(bert.BertConfig()), 384, 77)
 
 @fuzzed
 @given(data=st.data())
-@pytest.mark.parametrize(
-    "method", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.parametrize("method", sometimes(METHODS, "lora", "full", "adapter_h", "preembed"))
 def test_settings(configure, method, data):
     tree = configure(method).model_dump(mode="json")
     tree |= {"baseline": "full", "resume": None, "pack": "auto"}

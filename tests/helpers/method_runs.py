@@ -50,7 +50,7 @@ def initial(method, base, run):
     return method.init_from_gradients(base, run, gradients)
 
 
-def moved(params, size=0.02):
+def moved(params, size=0.05):
     """Returns parameters after something like an update: each element differs from its start."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape, scale=size), leaf.dtype), params)

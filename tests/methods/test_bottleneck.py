@@ -113,6 +113,7 @@ def test_as_many_parameters_train_as_the_papers_formula_says(base, configure, na
 # ---- packs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_h", "adapter_l", "adapter_d"])  # without drop, adapter_d is adapter_p
 def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure, name):
     drops = [{"method__drop": drop} if name == "adapter_d" else {} for drop in (0, 2, 1)]

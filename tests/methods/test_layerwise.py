@@ -61,6 +61,7 @@ def test_the_norm_that_clips_gradients_leaves_out_what_is_frozen(base, configure
     assert pack.metrics.grad_norm[0, 0] < 0.98 * everything.metrics.grad_norm[0, 0]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure):
     runs = [configure("layerwise", **run, steps=20, batch=8, dtype="float64") for run in RUNS]
     assert_packed_equals_alone(base, pack_of, runs, steps=20)

@@ -61,6 +61,7 @@ def test_as_many_parameters_train_as_d_has(base, configure, settings, expected):
     assert jax.eval_shape(lambda: Miss().init(base, run)).trainable == expected + HEAD
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure):
     runs = [configure("miss", **run, steps=STEPS, batch=8, dtype="float64") for run in RUNS]
     assert len({run.program_key() for run in runs}) == 1

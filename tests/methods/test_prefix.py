@@ -74,6 +74,7 @@ def test_only_the_delta_trains(base, pack_of, configure):
     assert np.abs(prefix.v[1:] - start[PATH].v[1:]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure):
     runs = [
         {"method__length": 1, "lr": 1e-2, "seed": 3, "optim__weight_decay": 0.3},

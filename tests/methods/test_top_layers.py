@@ -41,6 +41,7 @@ def test_only_the_last_layers_and_the_head_train(base, configure, layers):
             np.testing.assert_array_equal(model[path], value, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure):
     runs = [configure("top_layers", **run, steps=20, batch=8, dtype="float64") for run in RUNS]
     assert_packed_equals_alone(base, pack_of, runs, steps=20)

@@ -89,6 +89,7 @@ def test_roberta_base_at_rank_1024_trains_43_thousand(configure):
     assert start.trainable - head == 12 * 2 * (768 + 1024) == 43_008
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure):
     runs = [configure("vera", **run, steps=STEPS, batch=8, dtype="float64") for run in RUNS]
     assert len({run.program_key() for run in runs}) == 1

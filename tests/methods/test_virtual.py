@@ -302,6 +302,7 @@ def test_only_the_delta_trains(base, pack_of, configure, name):
     assert np.abs(rows - start).max() > 1e-2 and rows.shape == (3, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, sizes",
     [
@@ -323,6 +324,7 @@ def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure, n
     assert_packed_equals_alone(base, pack_of, runs, steps=STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_run_of_a_decoder_in_a_pack_is_the_run_alone_in_float64(family, pack_of, configure):
     rng = np.random.default_rng(0)
