@@ -45,6 +45,10 @@ class LowRank(Padded):
         thin: Array = checkpoint_name(dropped @ a, "thin")  # type: ignore[no-untyped-call]
         return product(x, kernel) + thin @ b
 
+    def pair(self, input_factor: "InputFactor | None" = None) -> "LowRank":
+        """Returns itself: A and B are together."""
+        return self
+
     def masked(self, key: Key) -> "LowRank":
         """Returns the pair with rows of A and columns of B zeroed, if there is a `key` and a rate.
 
@@ -100,6 +104,10 @@ class OutputFactor(Padded):
 
     b: Float[Array, "*layers rank d_out"] = padded_axis(-2)
 
+    def pair(self, input_factor: InputFactor) -> LowRank:
+        """Returns A and B together. In a pack, other runs may share an A of a larger rank among other sites."""
+        return LowRank(input_factor.resize(self.b.shape[-2]).a, self.b)
+
 
 @adapter
 class HeadFactors(Padded):
@@ -111,7 +119,7 @@ class HeadFactors(Padded):
     a: Float[Array, "*layers heads d_in rank"] = padded_axis(-1)
     b: Float[Array, "*layers rank d_head"] = padded_axis(-2)
 
-    def pair(self) -> LowRank:
+    def pair(self, input_factor: InputFactor | None = None) -> LowRank:
         """Returns the same as a pair of rank heads·r: the As side by side, and a block-diagonal B."""
         *layers, heads, d_in, rank = self.a.shape
         a = jnp.moveaxis(self.a, -3, -2).reshape(*layers, d_in, heads * rank)

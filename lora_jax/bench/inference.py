@@ -49,8 +49,13 @@ class Figure:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the bench's arguments."""
-    parser.add_argument("overrides", nargs="*", help="settings of every run, such as dtype=bfloat16")
-    parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name not in REPLACING])
+    parser.add_argument("overrides", nargs="*", help="settings of every run, before --methods: dtype=bfloat16")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[name for name in METHODS if name not in REPLACING],
+        help="each a method, or a method with settings: 'lora method.dora=true'",
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
 
@@ -74,13 +79,16 @@ def run(args: argparse.Namespace) -> Report:
         )
         ratio = float(np.median(adapted / plain))
         figures.append(Figure(chosen, spread(adapted.tolist()), ratio, _merges(base, delta)))
-    device = "cpu" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind.split()[1].lower()
+    kind = jax.devices()[0].device_kind
+    device = kind.lower().split()[:2][-1]  # "NVIDIA H100 80GB HBM3", "TPU v4", "cpu"
     rows = [
         [f"`{one.method}`", f"{1000 * one.seconds['median']:.2f} ms", f"{one.ratio:.2f}", "1" if one.merges else "–"]
         for one in figures
     ]
     text = table(["method", "forward pass", "times the base's", "merged"], rows)
-    text += f"\n\n{args.batch} texts of {args.tokens} random tokens, {settings.dtype}, {settings.model.name}."
+    text += (
+        f"\n\n{args.batch} texts of {args.tokens} random tokens, {settings.dtype}, {settings.model.name}, on {kind}."
+    )
     return Report("inference", device, "Inference", text, {"figures": [dataclasses.asdict(one) for one in figures]})
 
 

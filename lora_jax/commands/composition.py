@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -44,9 +45,18 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def compose_run(*overrides: str) -> RunConfig:
-    """Returns the settings that these overrides give: ``compose_run("rank=4", "targets=qv")``."""
+    """Returns the settings that these overrides give: ``compose_run("rank=4", "targets=qv")``.
+
+    Raises:
+      UserError: Hydra cannot compose them, or a setting is invalid.
+    """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return parse(plain(compose("run", list(overrides))))
+        try:
+            config = compose("run", list(overrides))
+        except HydraException as error:
+            explanation = str(error).partition("Config search path")[0]
+            raise UserError(" ".join(explanation.split())) from None
+        return parse(plain(config))
 
 
 def note_point(config: DictConfig) -> Point:

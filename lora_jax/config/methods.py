@@ -182,6 +182,11 @@ class BottleneckSettings(MethodSettings):
     activation: Activation
     init: Literal["zero", "normal"] = data("zero", description="zero: W_up is 0; normal: both kernels are drawn")
 
+    @property
+    def first_layer(self) -> int:
+        """The first layer that may get an adapter."""
+        return 0
+
 
 class AdapterHSettings(BottleneckSettings):
     """Adapters of Houlsby et al. (arXiv 1902.00751): after attention and after the MLP."""
@@ -219,6 +224,10 @@ class AdapterDSettings(BottleneckSettings):
     activation: Activation = "relu"
     drop: Whole = data(2, description="how many layers get no adapter, counted from the first")
 
+    @property
+    def first_layer(self) -> int:
+        return self.drop
+
 
 Added = Annotated[Count, Field(le=2**20)]
 AddedOrNone = Annotated[Whole, Field(le=2**20)]
@@ -238,6 +247,8 @@ class PrefixSettings(MethodSettings):
 
 class VirtualTokenSettings(MethodSettings):
     """The settings that all methods with virtual tokens have."""
+
+    trains_activations: ClassVar[bool] = False  # whether their activations between the layers train too
 
     init: Literal["vocabulary", "normal"] = data(
         "vocabulary", description="embeddings of random tokens, or normal numbers of their standard deviation"
@@ -288,6 +299,7 @@ class PreLayerSettings(PreEmbedSettings):
     """PreLayer (arXiv 2106.09685, section 5.1): PreEmbed, with trained activations between the layers too."""
 
     title: ClassVar[str] = "PreLayer"
+    trains_activations: ClassVar[bool] = True
 
     name: Literal["prelayer"]  # type: ignore[assignment]  # a name of its own
 

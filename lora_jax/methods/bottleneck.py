@@ -29,7 +29,7 @@ from jaxtyping import Array, PRNGKeyArray
 from lora_jax.adapters import Activity, Bottleneck, BottleneckBiases, BottleneckKernels, Padded, Replacement
 from lora_jax.adapters.bottleneck import Reads
 from lora_jax.config import RunConfig
-from lora_jax.config.methods import AdapterDSettings, BottleneckSettings
+from lora_jax.config.methods import BottleneckSettings
 from lora_jax.delta import SLOT, Delta, count
 from lora_jax.errors import UserError
 from lora_jax.methods.method import AdapterInit, Method, init_head, key_of
@@ -130,15 +130,15 @@ def adapted_layers(base: nnx.Module, run: RunConfig) -> np.ndarray:
     settings = _settings(run)
     layers = _block_output(base).layers or 1
     active = layer_mask(settings.layers, layers, key="method.layers")
-    if isinstance(settings, AdapterDSettings):
-        if settings.drop >= layers:
-            raise UserError(f"method.drop={settings.drop}: must be less than {layers}, the layers of this model")
-        active &= np.arange(layers) >= settings.drop
-        if not active.any():
-            raise UserError(
-                f"method.layers={settings.layers!r}: method.drop={settings.drop} drops all of these layers; "
-                f"must select a layer from {settings.drop} on"
-            )
+    first = settings.first_layer
+    if first >= layers:
+        raise UserError(f"method.drop={first}: must be less than {layers}, the layers of this model")
+    active &= np.arange(layers) >= first
+    if not active.any():
+        raise UserError(
+            f"method.layers={settings.layers!r}: method.drop={first} drops all of these layers; "
+            f"must select a layer from {first} on"
+        )
     return active
 
 

@@ -25,7 +25,6 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
 from lora_jax.adapters import (
-    Activity,
     Dora,
     HeadFactors,
     InputFactor,
@@ -34,7 +33,6 @@ from lora_jax.adapters import (
     OutputFactor,
     Padded,
     Replacement,
-    Scaling,
 )
 from lora_jax.config import LoraSettings, RunConfig
 from lora_jax.delta import SLOT, Delta, count, parameters
@@ -44,6 +42,8 @@ from lora_jax.methods.lora_sites import heads_of, owner_of, placements, settings
 from lora_jax.methods.method import AdapterInit, Method, init_head, key_of
 from lora_jax.methods.trained_beside import init_trained, trained_layers
 from lora_jax.targets import Placement
+
+PARTS = ("a", "magnitude")  # of a site's adapter, at paths of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +117,12 @@ class Lora(Method):
         """Returns an adapter for each site, with the scale folded into B, and what else is trained."""
         delta: Delta = {}
         for path, value in params.items():
-            scaling = constants.get(path)
-            if isinstance(scaling, Scaling):
-                site = path.removesuffix(f"/{SLOT}")
-                delta[path] = _adapter(site, _pair(site, value, params, constants), scaling, params, constants)
-            elif isinstance(scaling, Activity):
-                delta[path] = Replacement(value.value, scaling.active)
-            elif not isinstance(value, Magnitude | InputFactor):
+            site, _, name = path.rpartition("/")
+            if name == SLOT:
+                delta[path] = _adapter(site, params, constants)
+            elif path in constants:
+                delta[path] = Replacement(value.value, constants[path].active)
+            elif name not in PARTS:
                 delta[path] = value
         return delta
 
@@ -134,7 +133,7 @@ class Lora(Method):
         """
         factors = jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), dict(params))
         for path, scaling in constants.items():
-            if isinstance(scaling, Scaling) and scaling.lr_ratio is not None:
+            if path in factors and path.endswith(f"/{SLOT}") and scaling.lr_ratio is not None:
                 factors[path] = dataclasses.replace(factors[path], b=scaling.lr_ratio[..., None, None])
         return factors
 
@@ -204,23 +203,12 @@ def _init_magnitude(placement: Placement, kernel: Any) -> AdapterInit:
     return AdapterInit({f"{placement.site.path}/magnitude": magnitude}, {}, int(active.sum()) * placement.site.d_out)
 
 
-def _pair(site: str, value: Any, params: Mapping[str, Any], constants: Mapping[str, Any]) -> LowRank:
-    """Returns A and B of one site, wherever they are."""
-    if isinstance(value, HeadFactors):
-        return value.pair()
-    if isinstance(value, OutputFactor):
-        paths = [f"{owner}/a" for owner in (site, owner_of(site))]
-        factor = next(part[path] for path in paths for part in (params, constants) if path in part)
-        # Another run of a pack may share an A of a larger rank with other sites than this one.
-        return LowRank(factor.resize(value.size).a, value.b)
-    assert isinstance(value, LowRank)
-    return value
-
-
-def _adapter(
-    site: str, pair: LowRank, scaling: Scaling, params: Mapping[str, Any], constants: Mapping[str, Any]
-) -> LowRank | Dora:
-    """Returns the adapter of one site."""
+def _adapter(site: str, params: Mapping[str, Any], constants: Mapping[str, Any]) -> LowRank | Dora:
+    """Returns the adapter of one site, whose A may be frozen or belong to several sites."""
+    scaling = constants[f"{site}/{SLOT}"]
+    places = [(part, f"{owner}/a") for owner in (site, owner_of(site)) for part in (params, constants)]
+    input_factor = next((part[path] for part, path in places if path in part), None)
+    pair: LowRank = params[f"{site}/{SLOT}"].pair(input_factor)
     scale = scaling.scale[..., None, None].astype(pair.b.dtype)
     a, b = pair.a, pair.b * scale
     initial = constants.get(f"{site}/initial")

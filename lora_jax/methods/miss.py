@@ -71,5 +71,5 @@ class Miss(Method):
 
     def flops_per_token(self, kernels: int, params: Any) -> float:
         """Returns 4 per weight of the base and of P, and 6 per trained value. It counts P of a site as large as D."""
-        blocks = count([value for value in params.values() if isinstance(value, MissBlock)])
+        blocks = count([value for path, value in params.items() if path.endswith(f"/{SLOT}")])
         return 4.0 * (kernels + blocks) + 6.0 * count(params)

@@ -21,7 +21,6 @@ from lora_jax.delta import Delta, count
 from lora_jax.errors import UserError
 from lora_jax.methods.method import AdapterInit, Method, init_head, key_of
 from lora_jax.methods.positions import check_positions
-from lora_jax.models.deberta import Deberta
 from lora_jax.targets import layer_mask
 
 PATH = "backbone/layers/attn/prefix"
@@ -33,7 +32,7 @@ class PrefixTuning(Method):
 
     def validate(self, base: nnx.Module, run: RunConfig) -> None:
         """Raises UserError if `base` has no such layers or too few positions, or needs the position of every key."""
-        if isinstance(_backbone(base), Deberta):
+        if not hasattr(_backbone(base).layers.attn, "prefix"):
             raise UserError(
                 "method=prefix: a prefix has no position, and DeBERTa's attention needs the distance of every key; "
                 "use method=prompt, or another model"

@@ -68,8 +68,8 @@ class Vera(Method):
 
     def flops_per_token(self, kernels: int, params: Any) -> float:
         """Returns 4 per weight of the base, of A and of B. It counts A of each site as large as B."""
-        vectors = [value for value in params.values() if isinstance(value, VeraVectors)]
-        projections = sum(2 * value.d.size * value.b.shape[-1] for value in vectors)
+        vectors = [value for path, value in params.items() if path.endswith(f"/{SLOT}")]
+        projections: float = sum(2 * value.d.size * value.b.shape[-1] for value in vectors)
         return 4.0 * (kernels + projections) + 6.0 * count(params)
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lora_jax.adapters import Activity, Padded, VirtualRows, VirtualStates, VirtualTokens
 from lora_jax.config import RunConfig
-from lora_jax.config.methods import PreLayerSettings, VirtualTokenSettings
+from lora_jax.config.methods import VirtualTokenSettings
 from lora_jax.delta import SLOT, Delta, count, parameters
 from lora_jax.errors import UserError
 from lora_jax.methods.method import AdapterInit, Method, init_head, key_of
@@ -43,7 +43,7 @@ class VirtualTokenTuning(Method):
     @classmethod
     def from_settings(cls, settings: VirtualTokenSettings) -> "VirtualTokenTuning":
         """Returns the method that `settings` name."""
-        return cls(isinstance(settings, PreLayerSettings))
+        return cls(settings.trains_activations)
 
     def validate(self, base: nnx.Module, run: RunConfig) -> None:
         """Raises UserError if `base` does not read tokens, or has too few positions for the virtual ones."""

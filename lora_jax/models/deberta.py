@@ -16,7 +16,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_jax.errors import UserError
 from lora_jax.models.attention import AttentionContext, uses_cudnn
 from lora_jax.models.bert import Block
 from lora_jax.models.fields import Count, Layers, Positive, Size, SizeOrNegative
@@ -113,16 +112,8 @@ class Attention(nnx.Module):
         width = config.hidden_size
         self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
         self.d_head = config.d_head
-        self.prefix: Any = nnx.data(None)
 
     def __call__(self, x, context: DebertaContext, key: Key):
-        """Raises UserError for a grafted prefix: it has no position, so its distance to a token is undefined."""
-        if self.prefix is not None:
-            raise UserError(
-                "a prefix has no position, and DeBERTa's attention needs the distance of every key: "
-                "use a family without relative positions"
-            )
-
         def split_heads(x):
             return x.reshape(*x.shape[:-1], -1, self.d_head)
 

@@ -215,7 +215,6 @@ def test_a_prefix_is_an_obstacle_to_cudnn(name):
         jax.eval_shape(lambda: model(*inputs_of(name), options=ComputeOptions(attention="cudnn")))
 
 
-def test_deberta_raises_for_a_prefix():
-    model = with_prefix("deberta", random_prefix("deberta", [True] * LENGTH))
-    with pytest.raises(UserError, match="a prefix has no position"):
-        jax.eval_shape(lambda: model(*inputs_of("deberta")))
+def test_deberta_has_no_slot_for_a_prefix():
+    with pytest.raises(KeyError, match="no parameter or slot at 'backbone/layers/attn/prefix'"):
+        graft(model_of("deberta"), {"backbone/layers/attn/prefix": random_prefix("deberta", [True] * LENGTH)})
