@@ -123,8 +123,8 @@ class HeadFactors(Padded):
         """Returns the same as a pair of rank heads·r: the As side by side, and a block-diagonal B."""
         *layers, heads, d_in, rank = self.a.shape
         a = jnp.moveaxis(self.a, -3, -2).reshape(*layers, d_in, heads * rank)
-        own = jnp.eye(heads, dtype=self.b.dtype)[:, None, :, None]
-        b = (own * self.b[..., None, :, None, :]).reshape(*layers, heads * rank, heads * self.b.shape[-1])
+        diagonal = jnp.eye(heads, dtype=self.b.dtype)[:, None, :, None]
+        b = (diagonal * self.b[..., None, :, None, :]).reshape(*layers, heads * rank, heads * self.b.shape[-1])
         return LowRank(a, b)
 
 

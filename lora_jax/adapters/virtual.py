@@ -54,9 +54,9 @@ class VirtualRows(_Virtual):
     ) -> Float[Array, "... d_model"]:
         """Returns the rows of `table`, and those of virtual tokens for ids from the table's length on."""
         vocab = len(table)
-        own = jnp.take(self.rows.astype(dtype), index - vocab, axis=0, mode="clip")
+        trained = jnp.take(self.rows.astype(dtype), index - vocab, axis=0, mode="clip")
         rows = jnp.take(table, index, axis=0, mode="clip").astype(dtype)
-        return jnp.where((index >= vocab)[..., None], own, rows)
+        return jnp.where((index >= vocab)[..., None], trained, rows)
 
     def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
         """Returns the shape for the width of `module`, an embedding, at this number of tokens."""
