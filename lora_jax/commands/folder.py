@@ -7,7 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_jax.errors import UserError
-from lora_jax.records import LOCK_FILE, RECORD_VERSION, RUN_FILE, locked, read_json, remove_temporaries, write_json
+from lora_jax.records import (
+    LOCK_FILE,
+    RECORD_VERSION,
+    RUN_FILE,
+    has_lock,
+    locked,
+    read_json,
+    remove_temporaries,
+    write_json,
+)
 
 COMMAND_FILE = "command.json"
 
@@ -51,7 +60,7 @@ def claimed(folder: Path, *, kind: str, new: Sequence[str] | None, results: Path
             write_json(folder / COMMAND_FILE, {"version": RECORD_VERSION, "kind": kind, "arguments": list(new)})
             yield
         finally:
-            if next(folder.rglob(RUN_FILE), None) is None:
+            if next(folder.rglob(RUN_FILE), None) is None and has_lock(folder):
                 _remove(folder, results, existed)
 
 

@@ -24,7 +24,7 @@ from lora_jax.records.files import (
 )
 from lora_jax.records.flat import flat
 from lora_jax.records.inputs import inputs_key
-from lora_jax.records.lock import LOCK_FILE, locked
+from lora_jax.records.lock import LOCK_FILE, has_lock, locked
 from lora_jax.records.plan import PLAN_FILE, PlannedPack, read_plan, write_plan
 from lora_jax.records.schema import (
     RECORD_VERSION,
@@ -64,6 +64,7 @@ __all__ = [
     "Summary",
     "find_runs",
     "flat",
+    "has_lock",
     "inputs_key",
     "is_open",
     "locked",

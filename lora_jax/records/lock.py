@@ -12,7 +12,7 @@ from lora_jax.errors import UserError
 
 LOCK_FILE = ".lock"
 
-_held: set[Path] = set()  # by this process
+_held: dict[Path, int] = {}  # descriptors of the lock files of this process, by folder
 
 
 @contextlib.contextmanager
@@ -30,16 +30,26 @@ def locked(folder: Path) -> Iterator[None]:
         return
     path = folder / LOCK_FILE
     descriptor = _acquire(path)
-    _held.add(folder)
+    _held[folder] = descriptor
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _describe_process().encode())
         yield
     finally:
-        _held.discard(folder)
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if has_lock(folder):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        del _held[folder]
         os.close(descriptor)
+
+
+def has_lock(folder: Path) -> bool:
+    """Returns whether this process has the lock of `folder`. False if the folder was removed, and perhaps made anew."""
+    folder = Path(folder).resolve()
+    try:
+        return folder in _held and os.path.samestat(os.stat(folder / LOCK_FILE), os.fstat(_held[folder]))
+    except OSError:
+        return False
 
 
 def _acquire(path: Path) -> int:
@@ -58,7 +68,7 @@ def _acquire(path: Path) -> int:
             return descriptor
         # The holder before may have removed the file between the two calls above.
         with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 return descriptor
         os.close(descriptor)
 
