@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_jax.commands.refusals import exit_on_error
+from lora_jax.commands.refusals import exit_on_error, explain_hydra
 from lora_jax.config import RunConfig, parse
 from lora_jax.config.point import Point
 from lora_jax.errors import UserError
@@ -50,13 +50,11 @@ def compose_run(*overrides: str) -> RunConfig:
     Raises:
       UserError: Hydra cannot compose them, or a setting is invalid.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            config = compose("run", list(overrides))
-        except HydraException as error:
-            explanation = str(error).partition("Config search path")[0]
-            raise UserError(" ".join(explanation.split())) from None
-        return parse(plain(config))
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return parse(plain(compose("run", list(overrides))))
+    except HydraException as error:
+        raise UserError(explain_hydra(error, setting_names("run"))) from None
 
 
 def note_point(config: DictConfig) -> Point:

@@ -133,7 +133,7 @@ class Lora(Method):
         """
         factors = jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), dict(params))
         for path, scaling in constants.items():
-            if path in factors and path.endswith(f"/{SLOT}") and scaling.lr_ratio is not None:
+            if path.endswith(f"/{SLOT}") and scaling.lr_ratio is not None:
                 factors[path] = dataclasses.replace(factors[path], b=scaling.lr_ratio[..., None, None])
         return factors
 

@@ -43,9 +43,9 @@ def test_each_method_is_measured_and_merges_where_it_can(measured):
 @pytest.mark.parametrize(
     "method, message",
     [
-        ("lorra", "Could not find 'method/lorra' Available options in 'method': adapter_d .* vera$"),
+        ("lorra", "^method=lorra: must be one of adapter_d, .*, vera$"),
         ("lora method.dora=2", "method.dora=2: must be a valid boolean"),
-        ("lora modl=3", "Could not override 'modl'"),
+        ("lora rnak=3", "^rnak: no such setting; did you mean rank"),
     ],
 )
 def test_settings_that_are_invalid_are_refused(measured, method, message):

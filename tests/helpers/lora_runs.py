@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from helpers.method_runs import head_of
 
 from lora_jax.delta import graft
 from lora_jax.methods import method_of
@@ -22,7 +23,7 @@ def delta_of(run, params, constants):
 
 
 def with_head_of(base, start):
-    return graft(base, {path: value for path, value in start.params.items() if path.startswith("head/")})
+    return graft(base, head_of(start))
 
 
 logits = jax.jit(lambda model: model(TOKENS, MASK))

@@ -21,9 +21,9 @@ D_HEAD = 8
 SHORT = {"task__buckets": (12,)}  # the families' models have positions for 20 tokens
 
 ATTENDED = "all tokens attend to what it adds"
-NONLINEAR = "it is not linear in its input"
+NONLINEAR = "it is not linear"
 SOFTMAX = "its keys and values enter attention's softmax"
-TOKENS = "it adds tokens"
+TOKENS = "no weights of the base insert tokens"
 NO_BIASES = "none of them has a bias to train in this model"
 WITHOUT_BIASES = ("llama", "qwen3", "gemma", "gemma2", "gemma3")
 

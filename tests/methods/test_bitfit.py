@@ -3,11 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from helpers.families import model_of
 from helpers.packed import assert_packed_equals_alone
 
-from lora_jax.delta import graft, merge, parameters
-from lora_jax.errors import UserError
+from lora_jax.delta import graft, parameters
 from lora_jax.methods.bitfit import BitFit
 
 STEPS = 50
@@ -55,17 +53,3 @@ def test_layers_that_do_not_train_keep_the_bases_bias(base, configure):
     for path in start.constants:
         np.testing.assert_array_equal(model[path][2], parameters(base)[path][2], err_msg=path)
         assert (np.asarray(model[path][:2]) != np.asarray(parameters(base)[path][:2])).all()
-
-
-def test_merged_is_grafted(base, configure):
-    start = BitFit().init(base, configure("bitfit", targets="qv@0:2"))
-    params = jax.tree.map(lambda leaf: leaf + 0.1, start.params)
-    delta = BitFit().materialise(params, start.constants)
-    grafted, merged = parameters(graft(base, delta)), parameters(merge(base, delta))
-    for path, value in grafted.items():
-        np.testing.assert_array_equal(merged[path], value, err_msg=path)
-
-
-def test_a_model_without_biases_is_refused(configure):
-    with pytest.raises(UserError, match="none of them has a bias to train in this model"):
-        BitFit().validate(model_of("llama"), configure("bitfit"))

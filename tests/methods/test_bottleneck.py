@@ -1,22 +1,25 @@
 """Bottleneck adapters: what they compute, where, from which start, and that runs of any size share a pack."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.families import CONFIGS, inputs_of, meaningful, model_of
+from helpers.families import inputs_of, model_of
+from helpers.method_runs import moved
 from helpers.packed import assert_packed_equals_alone
 
-from lora_jax.delta import graft, merge
+from lora_jax.delta import graft
 from lora_jax.errors import UserError
 from lora_jax.methods import method_of
 from lora_jax.models.attention import AttentionContext
-from lora_jax.weights.adapters import load_adapter, save_adapter
 
 METHODS = ["adapter_h", "adapter_p", "adapter_l", "adapter_d"]
-SLOTS = {"adapter_h": ["after_attn", "after_mlp"], "adapter_p": ["after_mlp"], "adapter_l": ["after_block"]}
+SLOTS = {
+    "adapter_h": ["after_attn", "after_mlp"],
+    "adapter_p": ["after_mlp"],
+    "adapter_l": ["after_block"],
+    "adapter_d": ["after_mlp"],
+}
 STEPS = 20
 RUNS = [
     {"method__bottleneck": 4, "lr": 1e-2, "seed": 3},
@@ -32,34 +35,15 @@ def start_of(base, run):
     return method, method.init(base, run)
 
 
-def randomised(params, seed=0, spread=0.3):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf + spread * rng.normal(size=leaf.shape), leaf.dtype), params)
-
-
 # ---- the start
 
 
-@functools.cache
-def base_outputs(name):
-    tokens, mask = inputs_of(name)
-    return np.asarray(meaningful(name, jax.jit(lambda model: model(tokens, mask))(model_of(name)), mask))
-
-
-# adapter_d computes as adapter_p does.
-@pytest.mark.parametrize("method_name", ["adapter_h", "adapter_p", "adapter_l"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_at_the_start_the_model_is_the_base_and_a_trained_adapter_is_not(configure, name, method_name):
-    base, (tokens, mask) = model_of(name), inputs_of(name)
-    method, start = start_of(base, configure(method_name, method__bottleneck=5))
-    params = {path: value for path, value in start.params.items() if path.startswith("backbone/")}
-    delta = method.materialise(params, start.constants)
-    assert sorted(delta) == [f"backbone/layers/{slot}/adapter" for slot in SLOTS[method_name]]
-    apply = jax.jit(lambda params: graft(base, method.materialise(params, start.constants))(tokens, mask))
-    expected = base_outputs(name)
-    np.testing.assert_allclose(meaningful(name, apply(params), mask), expected, rtol=1e-6, atol=1e-6)
-    moved = meaningful(name, apply(randomised(params)), mask)
-    assert np.abs(moved - expected).max() > 1e-3 * np.abs(expected).max()
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_has_its_slots(base, configure, name):
+    method, start = start_of(base, configure(name))
+    delta = method.materialise(start.params, start.constants)
+    slots = [f"backbone/layers/{slot}/adapter" for slot in SLOTS[name]]
+    assert sorted(delta) == [*slots, "head/bias", "head/kernel"]
 
 
 @pytest.mark.parametrize("init, std", [("zero", 0.02), ("normal", 0.01)])
@@ -135,7 +119,7 @@ def test_placement_and_activation_are_compiled_in_and_nothing_else(configure):
 def test_padding_has_no_gradient(configure, activation):
     base = model_of("bert")
     method, start = start_of(base, configure("adapter_l", method__bottleneck=3, method__activation=activation))
-    params = {path: value.resize(5) if value.size else value for path, value in randomised(start.params).items()}
+    params = {path: value.resize(5) if value.size else value for path, value in moved(start.params, 0.3).items()}
     inputs = inputs_of("bert")
     grads = jax.grad(lambda params: graft(base, method.materialise(params, start.constants))(*inputs).sum())(params)
     path = "backbone/layers/after_block/adapter"
@@ -174,7 +158,7 @@ def test_a_bert_layer_is_adapter_hubs(configure, name, reference, slots):
     torch = pytest.importorskip("torch")
     base = model_of("bert")
     method, start = start_of(base, configure(name, method__bottleneck=5))
-    params = randomised(start.params)
+    params = moved(start.params, 0.3)
     adapted = graft(base, method.materialise(params, start.constants))
     block = jax.tree.map(lambda leaf: leaf[0], adapted.backbone.layers)
     x = np.random.default_rng(1).normal(size=(2, 6, 24)).astype(np.float32)
@@ -213,7 +197,7 @@ def test_adapter_l_adds_to_the_blocks_result(configure):
     method, start = start_of(base, configure("adapter_l", method__bottleneck=5))
     adapter = jax.tree.map(
         lambda leaf: leaf[0],
-        method.materialise(randomised(start.params), start.constants)["backbone/layers/after_block/adapter"],
+        method.materialise(moved(start.params, 0.3), start.constants)["backbone/layers/after_block/adapter"],
     )
     x = np.random.default_rng(1).normal(size=(2, 6, 24)).astype(np.float32)
     normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
@@ -227,7 +211,7 @@ def test_adapter_l_adds_to_the_blocks_result(configure):
 def test_decoding_with_a_cache_equals_the_full_forward_pass(configure, name, method_name):
     base = model_of(name)
     method, start = start_of(base, configure(method_name, method__bottleneck=5, method__layers="1:"))
-    model = graft(base, method.materialise(randomised(start.params), start.constants))
+    model = graft(base, method.materialise(moved(start.params, 0.3), start.constants))
     tokens, mask = inputs_of(name)
     mask = mask.copy()
     mask[:, 9:] = True  # generated tokens
@@ -241,26 +225,6 @@ def test_decoding_with_a_cache_equals_the_full_forward_pass(configure, name, met
 
 
 # ---- merging, files, refusals
-
-
-def test_it_cannot_be_merged(base, configure):
-    method, start = start_of(base, configure("adapter_h"))
-    with pytest.raises(UserError, match="a bottleneck adapter cannot be merged: it is not linear"):
-        merge(base, method.materialise(start.params, start.constants))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_saved_adapter_is_the_adapter(base, configure, tmp_path, name):
-    run = configure(name, method__layers="1:", **({"method__drop": 2} if name == "adapter_d" else {}))
-    _, start = start_of(base, run)
-    config = run.model_dump(mode="json")
-    save_adapter(
-        tmp_path / "adapter", start.params, start.constants, base_source="x", base_fingerprint="", config=config
-    )
-    loaded = load_adapter(tmp_path / "adapter", base_fingerprint="")
-    for tree, expected in ((loaded.params, start.params), (loaded.constants, start.constants)):
-        assert jax.tree.structure(tree) == jax.tree.structure(expected)
-        jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
 @pytest.mark.parametrize(

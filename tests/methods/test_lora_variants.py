@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.families import model_of
 from helpers.lora_runs import delta_of, logits
 from helpers.method_runs import moved
 from helpers.packed import assert_packed_equals_alone
@@ -159,11 +158,6 @@ def test_an_embedding_is_refused_where_it_is_not_defined(base, configure, settin
 def test_what_a_variant_cannot_do_on_a_base_is_refused(base, configure, settings, message):
     with pytest.raises(UserError, match=message):
         Lora().validate(jax.eval_shape(lambda: base), configure(**{"rank": 4, "targets": "qv"} | settings))
-
-
-def test_biases_of_a_model_without_any_are_refused(configure):
-    with pytest.raises(UserError, match=r"^method.bias=targets: must be none, because no bias of this model would"):
-        Lora().validate(model_of("llama"), configure(rank=4, targets="qv", method__bias="targets"))
 
 
 @pytest.mark.parametrize(
