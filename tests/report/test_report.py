@@ -15,6 +15,7 @@ from rich.console import Console
 from lora_jax.errors import UserError
 from lora_jax.records import Axes, MetricsRecord
 from lora_jax.report import build_report, load_rows, terminal_table
+from lora_jax.report.charts.style import Colours
 from lora_jax.report.compare import at_best_lr, configurations, finding, labels
 from lora_jax.report.tables import duration, headline, over_seeds, parameters, raw_csv, size
 from lora_jax.tracking import Tracker
@@ -201,6 +202,15 @@ def test_best_learning_rate_is_chosen_on_validation(tmp_path):
     page = build_report(tmp_path).read_text()
     assert "own best learning rate, by mean validation accuracy" in page
     assert (tmp_path / "report" / "quality-by-lr.png").exists()
+
+
+def test_methods_of_one_rank_have_colours_of_their_own(tmp_path):
+    for method, title in (("lora", "LoRA"), ("vera", "VeRA")):
+        write_run(tmp_path, {"method": method, "rank": 8}, method_title=title)
+    rows = load_rows(tmp_path)
+    colours = Colours(rows)
+    assert [text for text, _ in colours.entries()] == ["LoRA", "VeRA"]
+    assert len({colours.of(row) for row in rows}) == 2
 
 
 def test_the_lower_loss_is_chosen(tmp_path):

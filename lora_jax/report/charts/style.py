@@ -56,6 +56,7 @@ class Colours:
         ranked = [row for row in rows if row.rank is not None]
         keys: list[tuple[str, Callable[[Row], Any]]] = [
             ("rank", lambda row: row.rank),
+            ("method", lambda row: row.method_title),
             ("targets", lambda row: row.targets),
             ("lr", lambda row: row.lr),
             ("alpha", lambda row: row.alpha),
@@ -80,8 +81,9 @@ class Colours:
 
     def entries(self) -> list[tuple[str, str]]:
         """Returns what each colour stands for, and the colour, in order."""
+        prefix = "" if self.name == "method" else f"{self.name} "
         values = [
-            (f"{self.name} {value:g}" if isinstance(value, float) else f"{self.name} {value}", colour)
+            (f"{prefix}{value:g}" if isinstance(value, float) else f"{prefix}{value}", colour)
             for value, colour in self.values.items()
         ]
         return [*values, *self.methods.items()]
