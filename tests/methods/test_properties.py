@@ -93,7 +93,8 @@ def test_merged_it_computes_the_same_as_grafted(name, family, dtype, configure):
     base = base_of(family, dtype)
     delta = method.materialise(moved(init.params), init.constants)
     if reason := CASES[name].unmerged:
-        with pytest.raises(UserError, match=f"cannot be merged: {reason}"):
+        # A tied embedding is refused before what stands in its slot.
+        with pytest.raises(UserError, match=f"cannot be merged: {reason}|the output layer too: it cannot be merged"):
             merge(base, delta)
         return
     merged = merge(base, delta)
