@@ -107,7 +107,9 @@ class TaskConfig(Settings):
 
     name: Text
     data_dir: Text | None = Field(None, description="a folder with the raw files, in place of the task's own")
-    buckets: Buckets = Field(description="padded lengths in tokens; longer texts are cut")
+    buckets: Buckets | None = Field(
+        None, description="padded lengths in tokens; longer texts are cut; null: lengths that suit the data"
+    )
     steps: Count = Field(description="optimizer steps when neither steps nor epochs is given")
     eval_examples: Count | None = Field(None, description="the most examples to validate and test on; null: all")
     metrics: tuple[Text, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")
@@ -151,6 +153,7 @@ class RunConfig(Settings):
     optim: OptimConfig
     wandb: WandbConfig = data(WandbConfig())
 
+    data_root: Text | None = Field(None, description="a folder with the raw data of the tasks, each in its own folder")
     rank: Count = data(8)
     alpha: Alpha = data(16, description="a number, or a multiple of the rank or of its root: 2r, 16sqrt(r), sqrt(r)")
     targets: Text = data("all")

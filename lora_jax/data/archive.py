@@ -16,16 +16,16 @@ _MEMBER = b"PK\1\2"  # begins the record of a member
 _ENCRYPTED = 1  # a bit of a member's flags
 
 
-def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
+def read_archive(path: Path, names: Sequence[str], largest: int = LARGEST) -> dict[str, bytes]:
     """Returns the content of the files called `names`, whatever folders of the archive they are in.
 
     Raises:
       UserError: the archive cannot be read, lacks a file or has several of that name, has a member outside of its own
-        folder, or a file in it is encrypted, no plain file, or larger than LARGEST.
+        folder, or a file in it is encrypted, no plain file, or larger than `largest`.
     """
     where = f"task.data_dir: {path.absolute()}"
     try:
-        content = read_bytes(path)
+        content = read_bytes(path, largest)
         if content.count(_MEMBER) > MEMBERS:
             raise UserError(f"{where} has more than {MEMBERS} members; it is not used")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -33,7 +33,7 @@ def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
             for member in members:
                 if _leads_outside(member.filename):
                     raise UserError(f"{where}: refused, it has a member {member.filename!r}; expected relative names")
-            return {name: _read(archive, _member(members, name, where), where) for name in names}
+            return {name: _read(archive, _member(members, name, where), where, largest) for name in names}
     except UserError:
         raise
     # zipfile raises the last four for damaged headers, and for what it has no decoder for.
@@ -53,7 +53,7 @@ def _member(members: Sequence[zipfile.ZipInfo], name: str, where: str) -> zipfil
     return found[0]
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> bytes:
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, largest: int) -> bytes:
     def refused(reason: str) -> UserError:
         return UserError(f"{where}: {member.filename} {reason}")
 
@@ -63,8 +63,8 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> byte
         raise refused("is encrypted; expected no password")
     if member.compress_type not in COMPRESSIONS:
         raise refused(f"is compressed by method {member.compress_type}; expected stored or deflated files")
-    if member.file_size > LARGEST:
-        raise refused(f"unpacks to {member.file_size} bytes; expected at most {LARGEST}")
+    if member.file_size > largest:
+        raise refused(f"unpacks to {member.file_size} bytes; expected at most {largest}")
     with archive.open(member) as file:
         content = file.read(member.file_size)
         if len(content) != member.file_size:

@@ -1,19 +1,22 @@
 """Reads files of the user, of which neither the kind nor the size is known."""
 
+import gzip
+import io
 import os
 import stat
+import zlib
 from pathlib import Path
 
 from lora_jax.errors import UserError
 
-LARGEST = 64 * 2**20  # bytes of a raw file, an archive or a download; the largest of today's tasks has 9 MB
+LARGEST = 64 * 2**20  # bytes of a raw file, an archive or a download, for tasks that do not say more
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     """Returns the content of a raw file.
 
     Raises:
-      UserError: it is not a regular file, has more than LARGEST bytes, or cannot be read.
+      UserError: it is not a regular file, has more than `largest` bytes, or cannot be read.
     """
     where = f"task.data_dir: {path.absolute()}"
     try:
@@ -22,10 +25,27 @@ def read_bytes(path: Path) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{where} is not a regular file; expected one")
-            if status.st_size > LARGEST:
-                raise UserError(f"{where} has {status.st_size} bytes; expected at most {LARGEST}")
+            if status.st_size > largest:
+                raise UserError(f"{where} has {status.st_size} bytes; expected at most {largest}")
             return file.read(status.st_size)
     except IsADirectoryError:
         raise UserError(f"{where} is a folder; expected a file") from None
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}; expected a readable file") from error
+
+
+def gunzip(path: Path, largest: int = LARGEST) -> bytes:
+    """Returns what a gzip file unpacks to.
+
+    Raises:
+      UserError: as in `read_bytes`, or it is damaged, or unpacks to more than `largest` bytes.
+    """
+    where = f"task.data_dir: {path.absolute()}"
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(read_bytes(path, largest))) as file:
+            content = file.read(largest + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{where} is not a readable gzip file ({error}); expected one") from error
+    if len(content) > largest:
+        raise UserError(f"{where} unpacks to more than {largest} bytes; expected at most so many")
+    return content

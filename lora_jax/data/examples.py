@@ -17,18 +17,24 @@ class Examples:
     """One split. ``labels[i]`` belongs to ``texts[i]`` and, where the examples are pairs, to ``pairs[i]``.
 
     A label is a position in the task's list of labels (int32), a number to predict (float32), or a text to generate.
-    A text that has several references to generate is listed once for each.
+    A text that has several references to generate is listed once for each. Where the text to generate is one of a few
+    answers, `choices` lists them for each example, the right one among them.
     """
 
     texts: list[str]
     labels: Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | list[str]
     pairs: list[str] | None = None
+    choices: list[tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         if np.shape(self.labels) != (len(self.texts),):
             raise ValueError(f"{len(self.texts)} texts, but labels of shape {np.shape(self.labels)}")
         if self.pairs is not None and len(self.pairs) != len(self.texts):
             raise ValueError(f"{len(self.texts)} texts, but {len(self.pairs)} second texts")
+        if self.choices is not None and not (
+            len(self.choices) == len(self.texts) and all(map(_holds, self.choices, self.labels))
+        ):
+            raise ValueError("every example needs choices, its label among them")
         if not isinstance(self.labels, list) and self.labels.dtype not in (np.int32, np.float32):
             raise ValueError(f"labels of {self.labels.dtype}: must be int32, float32 or a list of texts")
         if not isinstance(self.labels, list) and not (finite := np.isfinite(self.labels)).all():
@@ -47,7 +53,12 @@ class Examples:
             _take(self.texts, rows),
             _take(labels, rows) if isinstance(labels, list) else labels[np.asarray(rows, int)],
             None if self.pairs is None else _take(self.pairs, rows),
+            None if self.choices is None else _take(self.choices, rows),
         )
+
+
+def _holds(choices: tuple[str, ...], label: object) -> bool:
+    return label in choices
 
 
 def _take(values: list[T], rows: Sequence[int]) -> list[T]:

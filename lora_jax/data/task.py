@@ -43,7 +43,7 @@ class TaskData:
         for name, split in sorted(self.splits.items()):
             content: list[Any] = [name, split.texts, np.asarray(split.labels).tolist()]
             # Single texts hash as they did before there were pairs.
-            content += [] if split.pairs is None else [split.pairs]
+            content += [field for field in (split.pairs, split.choices) if field is not None]
             digest.update(json.dumps(content).encode())
         return digest.hexdigest()
 
@@ -60,6 +60,7 @@ class Task:
       metric: the headline metric, on the test split.
       select: the metric on the validation split that picks the best evaluation of a run.
       load: reads the data, from a folder of raw files or, given None, from the task's default place.
+      folder: where the task's raw files lie below ``data_root``, such as ``glue/CoLA``; empty for a task without any.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Task:
     metric: str
     select: str
     load: Callable[[Path | None], TaskData]
+    folder: str = ""
 
     def scoring(self, config: TaskConfig) -> Scoring:
         """Returns the metrics of a run: the task's, unless `config` names others.

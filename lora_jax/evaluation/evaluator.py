@@ -20,7 +20,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 
 def build_evaluators(program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> dict[str, Evaluator]:
     """Builds the evaluators of a run's task for its pack, by name; UserError for settings that they refuse."""
-    return {name: EVALUATORS[name](program, base, run, tokens) for name in find_task(run.task.name).evaluators}
+    return {name: EVALUATORS[name](program, base, run, tokens) for name in find_task(run.task).evaluators}
 
 
 def check_metrics(run: RunConfig) -> None:
@@ -45,7 +45,7 @@ def _refusal(run: RunConfig, setting: str, where: str, accepted: list[str]) -> s
 
 def _available(run: RunConfig, split: str) -> list[str]:
     """Returns the names of the metrics that can be computed on a split."""
-    task = find_task(run.task.name)
+    task = find_task(run.task)
     evaluators = [EVALUATORS[name] for name in task.evaluators]
     fields: frozenset[str] = frozenset().union(
         *(kind.fields(OBJECTIVES[task.objective]) for kind in evaluators if split in kind.splits)

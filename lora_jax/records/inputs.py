@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_DATA = ("task.name", "task.data_dir")
+_DATA = ("task.name", "task.data_dir", "data_root")
 _ENCODING = ("task.eval_examples",)
 _BASE = ("model.source", "model.family", "model.pool", "dtype", "base_storage")
 

@@ -6,7 +6,7 @@ from lora_jax.config import RunConfig
 from lora_jax.data.batches import TrainBatches
 from lora_jax.data.encoding import TaskTokens, encode_task
 from lora_jax.data.task import Task, TaskData
-from lora_jax.data.tasks import find_task, load_task
+from lora_jax.data.tasks import find_task, load_data
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.sharding import put_parameter
 from lora_jax.weights.load import Base, load_base
@@ -30,10 +30,10 @@ def load_setup(run: RunConfig) -> Setup:
     """Loads the base and the task that `run` needs.
 
     Raises:
-      UserError: as in `load_base` and `load_task`.
+      UserError: as in `load_base` and `load_data`.
     """
     # The task comes first, so that a missing data folder is reported before the model is downloaded.
-    task, data = find_task(run.task.name), load_task(run.task.name, run.task.data_dir)
+    task, data = find_task(run.task), load_data(run.task, run.data_root)
     objective = OBJECTIVES[task.objective]
     base = load_base(
         run.model.source,

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from lora_jax.data import download as downloads
+from lora_jax.data.bounded import LARGEST
 from lora_jax.data.raw import RawFile, raw_folder
 from lora_jax.errors import UserError
 
@@ -52,9 +53,9 @@ def address():
 def fetch(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
-    def fetch(url: str):
+    def fetch(url: str, largest: int = LARGEST):
         sha256 = hashlib.sha256(CONTENT).hexdigest()
-        return raw_folder("made-up", None, [RawFile("a.csv", url, sha256)], "a.zip")
+        return raw_folder("made-up", None, [RawFile("a.csv", url, sha256, largest)], "a.zip")
 
     return fetch
 
@@ -75,10 +76,8 @@ def fetch(tmp_path, monkeypatch):
 def test_what_goes_wrong_is_refused_and_the_next_start_works(fetch, address, tmp_path, monkeypatch, fault, complaint):
     with monkeypatch.context() as patch:
         patch.setattr(downloads, "SECONDS", 0.1)
-        if fault in ("large", "unsized"):
-            patch.setattr(downloads, "LARGEST", 100)
         with pytest.raises(UserError, match=rf"task=made-up: .*{complaint}.*name their folder by task\.data_dir"):
-            fetch(f"{address}{fault}/")
+            fetch(f"{address}{fault}/", 100 if fault in ("large", "unsized") else LARGEST)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert (fetch(f"{address}good/") / "a.csv").read_bytes() == CONTENT
 

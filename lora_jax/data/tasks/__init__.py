@@ -21,11 +21,25 @@ TASKS: dict[str, Task] = {
 }
 
 
-def find_task(name: str) -> Task:
-    """Returns the task called `name`, of which nothing is loaded yet; UserError if there is none."""
-    if name not in TASKS:
-        raise UserError(f"task.name={name!r}: not a task; use {', '.join(sorted(TASKS))}")
-    return TASKS[name]
+def find_task(config: TaskConfig) -> Task:
+    """Returns the task of these settings, of which nothing is loaded yet; UserError if there is none."""
+    return _known(config.name)
+
+
+def load_data(config: TaskConfig, data_root: str | None = None) -> TaskData:
+    """Loads the data of a run's task.
+
+    Args:
+      config: the task's settings. Its `data_dir` is read, if it is given.
+      data_root: else a folder that holds the tasks' folders (``Task.folder``). None: the task's default place.
+
+    Raises:
+      UserError: there is no such task, or the folder does not hold its files.
+    """
+    task = find_task(config)
+    if config.data_dir is not None:
+        return task.load(Path(config.data_dir).expanduser())
+    return task.load(Path(data_root).expanduser() / task.folder if data_root and task.folder else None)
 
 
 def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
@@ -33,9 +47,15 @@ def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
 
     Raises UserError if there is no such task, or `data_dir` does not hold its files.
     """
-    return find_task(name).load(None if data_dir is None else Path(data_dir).expanduser())
+    return _known(name).load(None if data_dir is None else Path(data_dir).expanduser())
+
+
+def _known(name: str) -> Task:
+    if name not in TASKS:
+        raise UserError(f"task.name={name!r}: not a task; use {', '.join(sorted(TASKS))}")
+    return TASKS[name]
 
 
 def scoring_of(config: TaskConfig) -> Scoring:
     """Returns the metrics of a run with these settings; UserError for names that are not a task's or a metric's."""
-    return find_task(config.name).scoring(config)
+    return find_task(config).scoring(config)

@@ -25,4 +25,5 @@ BANKING77 = Task(
     metric="accuracy",
     select="accuracy",
     load=load,
+    folder="banking77",
 )

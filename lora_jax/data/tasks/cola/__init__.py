@@ -37,4 +37,5 @@ COLA = Task(
     metric="matthews",
     select="matthews",
     load=load,
+    folder="glue/CoLA",
 )

@@ -46,4 +46,5 @@ E2E = Task(
     metric="bleu",
     select="loss",
     load=load,
+    folder="e2e_nlg",
 )
