@@ -13,7 +13,7 @@ from lora_jax.adapters.low_rank import HeadFactors, InputFactor, LowRank, Output
 from lora_jax.adapters.miss import MissBlock, MissIndex
 from lora_jax.adapters.padded import Padded, adapter, padded_axis
 from lora_jax.adapters.prefix import Prefix, Visibility
-from lora_jax.adapters.replacement import Activity, Replacement, TopReplacement
+from lora_jax.adapters.replacement import Activity, OutputMask, OutputReplacement, Replacement, TopReplacement
 from lora_jax.adapters.vera import VeraProjections, VeraVectors
 from lora_jax.adapters.virtual import VirtualRows, VirtualStates, VirtualTokens
 
@@ -26,6 +26,8 @@ ADAPTERS: dict[str, type[Padded]] = {
     "output_factor": OutputFactor,
     "head_factors": HeadFactors,
     "replacement": Replacement,
+    "output_replacement": OutputReplacement,
+    "output_mask": OutputMask,
     "activity": Activity,
     "bottleneck_kernels": BottleneckKernels,
     "bottleneck_biases": BottleneckBiases,
@@ -57,6 +59,8 @@ __all__ = [
     "MissBlock",
     "MissIndex",
     "OutputFactor",
+    "OutputMask",
+    "OutputReplacement",
     "Padded",
     "Prefix",
     "Replacement",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Num
 
-from lora_jax.adapters.padded import Padded, adapter
+from lora_jax.adapters.padded import Padded, adapter, padded_axis
 
 
 @adapter
@@ -37,6 +37,44 @@ class Replacement(Padded):
     def merge(self, module: Any, name: str, *, sign: int = 1) -> None:
         """Puts the value in place of the parameter. This cannot be undone: `sign` makes no difference."""
         self.graft(module, name)
+
+
+@adapter
+class OutputReplacement(Padded):
+    """A new value for a parameter of a head, whose last axis is that of the outputs.
+
+    Runs whose tasks have different numbers of labels share a pack: the outputs of the others are padded with zeros, and
+    an `OutputMask` hides what the padding computes.
+    """
+
+    value: Num[Array, "... outputs"] = padded_axis(-1)
+
+    def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of the parameter."""
+        return {"value": getattr(module, name).get_value().shape}
+
+    def graft(self, module: nnx.Module, name: str) -> None:
+        """Puts the value in place of the parameter `name` of `module`."""
+        setattr(module, name, nnx.Param(self.value))
+
+    def merge(self, module: Any, name: str, *, sign: int = 1) -> None:
+        """Puts the value in place of the parameter. This cannot be undone: `sign` makes no difference."""
+        self.graft(module, name)
+
+
+@adapter
+class OutputMask(Padded):
+    """The outputs of a head that the run's task has. The logits of the others are minus infinity."""
+
+    active: Bool[Array, " outputs"] = padded_axis(-1)
+
+    def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of the head's bias."""
+        return {"active": module.bias.get_value().shape}
+
+    def graft(self, module: nnx.Module, name: str) -> None:
+        """Puts the mask into the slot `name` of a head."""
+        setattr(module, name, nnx.data(self.active))
 
 
 @adapter

@@ -29,15 +29,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     clock.lap("imports")
     runs = [parse(settings) for settings in job["runs"]]
     setup = load_setup(runs[0])
-    pack = make_pack(setup, [Point(f"rank={run.rank}", Path(), run) for run in runs])
+    pack = make_pack([setup] * len(runs), [Point(f"rank={run.rank}", Path(), run) for run in runs])
     clock.lap("load")
-    compiled = compile_all(lower_steps(setup, pack))
+    compiled = compile_all(lower_steps(pack))
     clock.lap("compile")
     steps = [metrics.loss for _, metrics in train_steps(setup.base.model, pack, compiled, 0)]
     losses = [[float(loss) for loss in row] for row in jax.device_get(steps)]
     clock.lap("train")
     scorer = build_evaluators(pack.program, setup.base, runs[0], setup.tokens)["scores"]
-    programs = compile_all(scorer.lower(pack.state.params, pack.constants))
+    programs = compile_all({key: lower() for key, lower in scorer.lower(pack.state.params, pack.constants).items()})
     predictions = scorer.evaluate("test", programs, pack.state.params, pack.constants)
     scores = [score(run, ["accuracy"]) for run in predictions]
     clock.lap("eval")

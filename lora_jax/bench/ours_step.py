@@ -207,7 +207,7 @@ def sweep(case: LoraJaxCase, start_time: float) -> dict[str, Any]:
     clock.lap("start")
     compiled = compile_all([case], base)[0].result()
     clock.lap("compile")
-    pack = Pack(program, [], inits, np.full(case.runs, case.steps), batches, *jax.block_until_ready(stacked))
+    pack = Pack(program, [], [], base, inits, np.full(case.runs, case.steps), batches, *jax.block_until_ready(stacked))
     del stacked  # the step donates the state
     losses = [metrics.loss for _, metrics in train_steps(base, pack, {case.tokens: compiled.step}, 0)]
     ends = [float(losses[i].mean()) for i in (0, -1)]

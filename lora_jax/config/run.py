@@ -110,6 +110,9 @@ class TaskConfig(Settings):
     buckets: Buckets | None = Field(
         None, description="padded lengths in tokens; longer texts are cut; null: lengths that suit the data"
     )
+    max_length: Annotated[Count, Field(le=2**20)] = Field(
+        512, description="without buckets, longer texts are cut to so many tokens"
+    )
     steps: Count = Field(description="optimizer steps when neither steps nor epochs is given")
     eval_examples: Count | None = Field(None, description="the most examples to validate and test on; null: all")
     metrics: tuple[Text, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")

@@ -8,13 +8,52 @@ program, and a run sees the same batches alone as in any pack.
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int, Int64
+from jaxtyping import Float32, Int, Int64, Shaped
 
-from lora_jax.data.tokens import IGNORED, Batch, Encoded
+from lora_jax.data.tokens import Batch
 from lora_jax.errors import UserError
+
+
+class EncodedSplit(Protocol):
+    """The examples of a split as arrays. ``tokens.Encoded`` holds texts, ``images.EncodedImages`` images."""
+
+    @property
+    def max_length(self) -> int:
+        """No example is longer."""
+        ...
+
+    @property
+    def labels(self) -> Shaped[np.ndarray, "..."]:
+        """The labels, as the task's objective reads them."""
+        ...
+
+    @property
+    def no_label(self) -> int:
+        """The label of a row that only fills a batch up."""
+        ...
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " examples"]:
+        """The length of each example, in tokens; 1 for an image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def padded(self, examples: Int[np.ndarray, "*batch"], length: int, pad_id: int) -> Batch:
+        """Returns these examples, cut or padded on the right to `length`."""
+        ...
+
+    def drawn(
+        self, examples: Int[np.ndarray, "runs batch"], length: int, pad_id: int, *, seeds: Sequence[int], step: int
+    ) -> Batch:
+        """Returns these examples to train on.
+
+        Augmentation and other randomness depend on the run's seed and the step alone.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,14 +69,46 @@ class Buckets:
                 f"task.buckets={self.lengths}: expected lengths from the shortest to the longest, like 16,32,64"
             )
 
-    def of(self, encoded: Encoded) -> Int64[np.ndarray, " examples"]:
+    @classmethod
+    def chosen(cls, lengths: Int[np.ndarray, " examples"], max_length: int, *, most: int = 3) -> "Buckets":
+        """Returns the buckets with the least padding for examples of these lengths, all multiples of 8.
+
+        Each is a program to compile, so there are at most `most`, and one more only if it saves a tenth of the tokens.
+        """
+        ends = np.unique(np.minimum(-(-np.append(lengths, 1) // MULTIPLE) * MULTIPLE, max_length))
+        counts = np.bincount(np.searchsorted(ends, lengths), minlength=len(ends))
+        above = np.concatenate([[0], np.cumsum(counts)])
+        # tokens[i]: the least tokens of the examples up to ends[i], and the buckets that have them.
+        tokens: list[tuple[int, tuple[int, ...]]] = [
+            (int(above[i + 1] * end), (int(end),)) for i, end in enumerate(ends)
+        ]
+        best = tokens[-1]
+        for _ in range(1, most):
+            tokens = [
+                min(
+                    (tokens[j][0] + int((above[i + 1] - above[j + 1]) * end), (*tokens[j][1], int(end)))
+                    for j in range(i)
+                )
+                if i
+                else tokens[0]
+                for i, end in enumerate(ends)
+            ]
+            if tokens[-1][0] > 0.9 * best[0]:
+                break
+            best = tokens[-1]
+        return cls(tuple(dict.fromkeys(best[1])))
+
+    def of(self, encoded: EncodedSplit) -> Int64[np.ndarray, " examples"]:
         """Returns the index in `lengths` of each example's bucket; UserError if the longest bucket is too short."""
-        if self.lengths[-1] < encoded.max_length:
+        if self.lengths[-1] < min(encoded.max_length, encoded.lengths.max(initial=0)):
             raise UserError(
                 f"task.buckets={self.lengths}: texts are cut to {encoded.max_length} tokens; the longest bucket must "
                 f"hold as many"
             )
         return np.searchsorted(self.lengths, encoded.lengths)
+
+
+MULTIPLE = 8  # of the lengths that are chosen from the data
 
 
 class EvalBatch(NamedTuple):
@@ -64,7 +135,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self, encoded: Encoded, *, batch: int, buckets: tuple[int, ...], seeds: Sequence[int], pad_id: int = 0
+        self, encoded: EncodedSplit, *, batch: int, buckets: tuple[int, ...], seeds: Sequence[int], pad_id: int = 0
     ):
         if not 1 <= batch <= len(encoded):
             raise UserError(f"batch={batch}: must be from 1 to the {len(encoded)} training examples")
@@ -95,10 +166,18 @@ class TrainBatches:
         return int(self._batch_lengths[self._schedule(epoch)[within]])
 
     def __getitem__(self, step: int) -> Batch:
+        return self.at(step, self.length_at(step))
+
+    def at(self, step: int, length: int) -> Batch:
+        """Returns the batch of a step, padded to a `length` of its own or above."""
         epoch, within = self._place(step)
         start = self._schedule(epoch)[within] * self.batch
         examples = self._order(epoch)[:, start : start + self.batch]
-        return self.encoded.padded(examples, self.length_at(step), self.pad_id)
+        return self.encoded.drawn(examples, length, self.pad_id, seeds=self.seeds, step=step)
+
+    def example(self, length: int) -> Batch:
+        """Returns a batch of the shapes that a step with this padded length has."""
+        return self.at(0, length)
 
     def _place(self, step: int) -> tuple[int, int]:
         if step < 0:
@@ -123,7 +202,7 @@ class TrainBatches:
 class EvalBatches:
     """A sequence of `EvalBatch`: every example once, sorted by length, padded to the smallest bucket that holds it."""
 
-    def __init__(self, encoded: Encoded, *, batch: int, buckets: tuple[int, ...], pad_id: int = 0):
+    def __init__(self, encoded: EncodedSplit, *, batch: int, buckets: tuple[int, ...], pad_id: int = 0):
         if batch < 1:
             raise UserError(f"batch={batch}: must be at least 1")
         self.encoded, self.batch, self.pad_id = encoded, batch, pad_id
@@ -153,10 +232,14 @@ class EvalBatches:
         batch.tokens[~real], batch.mask[~real] = self.pad_id, False
         # Models divide by the number of tokens, so a row that only fills the batch up has one padding token.
         batch.mask[~real, 0] = True
-        batch.labels[~real] = IGNORED if self.encoded.by_token else 0
+        batch.labels[~real] = self.encoded.no_label
         if batch.types is not None:
             batch.types[~real] = 0
         return EvalBatch(batch, real.astype(np.float32), index)
+
+    def example(self, length: int) -> Batch:
+        """Returns a batch of the shapes that batches with this padded length have."""
+        return self.encoded.padded(np.zeros(self.batch, int), length, self.pad_id)
 
     def restore(self, rows: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
         """Joins arrays computed from each batch, whose rows lie along `axis`, into one in the order of the examples."""
@@ -165,7 +248,13 @@ class EvalBatches:
         return np.take(np.concatenate(rows, axis), real[np.argsort(index[real])], axis)
 
 
-def prefetch(batches: TrainBatches, start: int, stop: int) -> Iterator[Batch]:
+class StepBatches(Protocol):
+    """The training batches of a pack by step."""
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+def prefetch(batches: StepBatches, start: int, stop: int) -> Iterator[Batch]:
     """Yields the batches of steps `start` to `stop` - 1, made a few steps ahead in one of grain's threads."""
     import grain  # it imports JAX, which planning a sweep should not
 

@@ -1,15 +1,17 @@
-"""Tokenises the splits of a task for one base."""
+"""Encodes the splits of a task for one base: texts as tokens, images as pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_jax.config import RunConfig
-from lora_jax.data.batches import EvalBatches, TrainBatches
+import numpy as np
+
+from lora_jax.config import RunConfig, TaskConfig
+from lora_jax.data.batches import Buckets, EncodedSplit, EvalBatches, TrainBatches
 from lora_jax.data.examples import Examples
 from lora_jax.data.prompts import Prompts, make_prompts
 from lora_jax.data.task import Task, TaskData
-from lora_jax.data.tokens import Encoded, tokenize, tokenize_for_generation
+from lora_jax.data.tokens import tokenize, tokenize_for_generation
 from lora_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,50 +20,107 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TaskTokens:
-    """A task's data as tokens.
+    """A task's data, encoded for a base.
 
     Attributes:
+      data: what is encoded.
       encoded: the splits. ``train`` is whole; ``valid`` and ``test`` have the examples that are scored.
+      buckets: padded lengths that suit the data, for runs that name none.
       prompts: the prompts to generate from, if the task generates texts.
     """
 
-    encoded: Mapping[str, Encoded]
+    data: TaskData
+    encoded: Mapping[str, EncodedSplit]
+    buckets: tuple[int, ...]
     prompts: Prompts | None = None
 
     def train_batches(self, run: RunConfig, seeds: tuple[int, ...]) -> TrainBatches:
         """Returns the training batches of runs like `run` with these seeds."""
-        return TrainBatches(self.encoded["train"], batch=run.batch, buckets=run.task.buckets, seeds=seeds)
+        return TrainBatches(self.encoded["train"], batch=run.batch, buckets=self.buckets_of(run), seeds=seeds)
 
     def eval_batches(self, run: RunConfig, split: str) -> EvalBatches:
         """Returns the batches in which a split is scored."""
         encoded = self.encoded[split]
-        return EvalBatches(encoded, batch=min(run.eval_batch, len(encoded)), buckets=run.task.buckets)
+        return EvalBatches(encoded, batch=min(run.eval_batch, len(encoded)), buckets=self.buckets_of(run))
+
+    def buckets_of(self, run: RunConfig) -> tuple[int, ...]:
+        """Returns the padded lengths of `run`."""
+        return run.task.buckets or self.buckets
 
 
-def encode_task(task: Task, data: TaskData, base: "Base", *, max_length: int, eval_examples: int | None) -> TaskTokens:
-    """Tokenises every split of `data` for `base`.
+@dataclass(frozen=True)
+class Limits:
+    """What is left out: tokens of an example beyond `max_length`, and examples to score beyond `eval_examples`."""
+
+    max_length: int
+    eval_examples: int | None
+
+
+def encode_task(task: Task, data: TaskData, base: "Base", config: TaskConfig) -> TaskTokens:
+    """Encodes every split of `data` for `base`.
 
     Args:
-      task: determines whether an example has one label or is a text to generate.
+      task: its objective determines what an example is.
       data: the loaded data of `task`.
       base: its tokenizer is used.
-      max_length: longer examples are cut.
-      eval_examples: at most so many examples of ``valid`` and ``test``; None for all.
+      config: longer examples than its longest bucket are cut; without buckets, than its `max_length` or the model's.
 
     Raises:
       UserError: a text cannot be tokenised, or texts are to be generated and the base has no token that ends one.
     """
-    splits = {name: split if name == "train" else _scored(split, eval_examples) for name, split in data.splits.items()}
-    if task.objective != "generation":
-        types = _reads_types(base)
-        return TaskTokens(
-            {name: tokenize(split, base.tokenizer, max_length, types=types) for name, split in splits.items()}
-        )
+    positions = getattr(getattr(base.model.backbone, "config", None), "max_tokens", None) or config.max_length
+    limits = Limits(max(config.buckets) if config.buckets else min(config.max_length, positions), config.eval_examples)
+    return ENCODERS[task.objective](data, base, limits)
+
+
+def encode_labelled(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes texts, or pairs of texts, with a class or a number each."""
+    types = _reads_types(base)
+    encoded = {
+        name: tokenize(split, base.tokenizer, limits.max_length, types=types)
+        for name, split in _scored_splits(data, limits).items()
+    }
+    return TaskTokens(data, encoded, suitable_buckets(encoded))
+
+
+def encode_generation(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes prompts with the texts to generate after them."""
+    end = end_of_text(base)
+    encoded = {
+        name: tokenize_for_generation(split, base.tokenizer, end, limits.max_length)
+        for name, split in _scored_splits(data, limits).items()
+    }
+    prompts = make_prompts(data.splits["test"], base.tokenizer, end, limits.eval_examples)
+    return TaskTokens(data, encoded, suitable_buckets(encoded), prompts)
+
+
+# By objective.
+ENCODERS: dict[str, Callable[[TaskData, "Base", Limits], TaskTokens]] = {
+    "classification": encode_labelled,
+    "regression": encode_labelled,
+    "generation": encode_generation,
+}
+
+
+def suitable_buckets(encoded: Mapping[str, EncodedSplit]) -> tuple[int, ...]:
+    """Returns padded lengths that suit the lengths of all splits."""
+    splits = list(encoded.values())
+    lengths = np.concatenate([split.lengths for split in splits])
+    return Buckets.chosen(lengths, max(split.max_length for split in splits)).lengths
+
+
+def end_of_text(base: "Base") -> int:
+    """Returns the token with which `base` ends a text; UserError if it names none."""
     if not base.special.eos:
-        raise UserError(f"{base.source} names no token that ends a text, and task={task.name} generates texts")
-    end = base.special.eos[0]
-    encoded = {name: tokenize_for_generation(split, base.tokenizer, end, max_length) for name, split in splits.items()}
-    return TaskTokens(encoded, make_prompts(data.splits["test"], base.tokenizer, end, eval_examples))
+        raise UserError(f"{base.source} names no token that ends a text, and this task generates texts")
+    return base.special.eos[0]
+
+
+def _scored_splits(data: TaskData, limits: Limits) -> dict[str, Examples]:
+    """Returns the splits, ``valid`` and ``test`` with the examples that are scored."""
+    return {
+        name: split if name == "train" else _scored(split, limits.eval_examples) for name, split in data.splits.items()
+    }
 
 
 def _reads_types(base: "Base") -> bool:

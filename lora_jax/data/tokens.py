@@ -34,8 +34,9 @@ class Batch(NamedTuple):
 class Encoded:
     """Tokenised examples, concatenated: example i is ``tokens[offsets[i] : offsets[i + 1]]``.
 
-    Every example has 1 to `max_length` tokens. It has one label or, with `by_token`, one for each token, and those are
-    laid out as `tokens` is. So are `types`, the token type ids, which only pairs have.
+    It is an `EncodedSplit` (batches.py). Every example has 1 to `max_length` tokens. It has one label or, with
+    `by_token`, one for each token, and those are laid out as `tokens` is. So are `types`, the token type ids, which
+    only pairs have.
     """
 
     tokens: Int32[np.ndarray, " tokens"]
@@ -57,6 +58,17 @@ class Encoded:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def no_label(self) -> int:
+        """The label of a row that only fills a batch up."""
+        return IGNORED if self.by_token else 0
+
+    def drawn(
+        self, examples: Int[np.ndarray, "runs batch"], length: int, pad_id: int, *, seeds: Sequence[int], step: int
+    ) -> Batch:
+        """Returns these examples to train on. Nothing about them is random."""
+        return self.padded(examples, length, pad_id)
 
     def padded(self, examples: Int[np.ndarray, "*batch"], length: int, pad_id: int) -> Batch:
         """Returns these examples, cut or padded on the right to `length`."""

@@ -5,6 +5,6 @@ To add an evaluator: a file here with a class that follows `Evaluator`, a row in
 computed.
 """
 
-from lora_jax.evaluation.evaluator import EVALUATORS, Evaluator, build_evaluators, check_metrics
+from lora_jax.evaluation.evaluator import EVALUATORS, Evaluator, build_evaluators, check_metrics, pack_evaluators
 
-__all__ = ["EVALUATORS", "Evaluator", "build_evaluators", "check_metrics"]
+__all__ = ["EVALUATORS", "Evaluator", "build_evaluators", "check_metrics", "pack_evaluators"]

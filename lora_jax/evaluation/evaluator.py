@@ -1,5 +1,7 @@
 """The registry of evaluators, and the check that they can compute the metrics of a run."""
 
+import dataclasses
+
 from lora_jax.config import RunConfig
 from lora_jax.data.encoding import TaskTokens
 from lora_jax.data.tasks import find_task, scoring_of
@@ -7,8 +9,10 @@ from lora_jax.errors import UserError
 from lora_jax.evaluation.generation import GenerationEvaluator
 from lora_jax.evaluation.scores import ScoresEvaluator
 from lora_jax.metrics import METRICS
-from lora_jax.train.evaluator import Evaluator
+from lora_jax.train.evaluator import Evaluator, TaskEvaluators
 from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.pack import Pack
+from lora_jax.train.setup import group_by_task
 from lora_jax.train.step import Program
 from lora_jax.weights.load import Base
 
@@ -21,6 +25,17 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 def build_evaluators(program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> dict[str, Evaluator]:
     """Builds the evaluators of a run's task for its pack, by name; UserError for settings that they refuse."""
     return {name: EVALUATORS[name](program, base, run, tokens) for name in find_task(run.task).evaluators}
+
+
+def pack_evaluators(pack: Pack) -> list[TaskEvaluators]:
+    """Builds the evaluators of each task of a pack; UserError for settings that they refuse."""
+    groups = group_by_task([point.config for point in pack.points])
+    tasks = []
+    for places in groups:
+        setup, run = pack.setups[places[0]], pack.points[places[0]].config
+        base = dataclasses.replace(setup.base, model=pack.base)
+        tasks.append(TaskEvaluators(tuple(places), build_evaluators(pack.program, base, run, setup.tokens)))
+    return tasks
 
 
 def check_metrics(run: RunConfig) -> None:

@@ -40,17 +40,21 @@ class GenerationEvaluator:
     def fields(objective: Objective) -> frozenset[str]:
         return frozenset({"texts", "references"})
 
-    def lower(self, params: Params, constants: Any) -> dict[Hashable, jax.stages.Lowered]:
+    def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
         tokens, mask = next(self._prompts.batches(self._batch))
         packed = packed_generation(self._program, self._decoding)
-        return {tokens.shape: packed.lower(self._base.model, params, constants, tokens, mask)}
+        return {
+            (tokens.shape, self._decoding): functools.partial(
+                packed.lower, self._base.model, params, constants, tokens, mask
+            )
+        }
 
     def describe(self, split: str, runs: int) -> str:
         return f"generating {runs} x {len(self._prompts)} {split} texts"
 
     def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
         rows = [
-            compiled[tokens.shape](self._base.model, params, constants, *put_batch((tokens, mask)))
+            compiled[tokens.shape, self._decoding](self._base.model, params, constants, *put_batch((tokens, mask)))
             for tokens, mask in self._prompts.batches(self._batch)
         ]
         generated = np.concatenate(jax.device_get(rows), axis=1)[:, : len(self._prompts)]

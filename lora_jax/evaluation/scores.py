@@ -1,6 +1,8 @@
 """Scores every example of a split: a classifier's logits, a regression's values, or the likelihood of references."""
 
-from collections.abc import Hashable
+import functools
+import operator
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,7 @@ from lora_jax.data.tokens import Batch
 from lora_jax.metrics import Predictions
 from lora_jax.train.evaluator import Compiled
 from lora_jax.train.objective import OBJECTIVES, Objective
-from lora_jax.train.pack import of_length, packed_outputs
+from lora_jax.train.pack import packed_outputs
 from lora_jax.train.sharding import put_batch
 from lora_jax.train.step import Params, Program
 from lora_jax.weights.load import Base
@@ -27,18 +29,21 @@ class ScoresEvaluator:
     splits: ClassVar[tuple[str, ...]] = ("valid", "test")
 
     def __init__(self, program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> None:
-        self._program, self._base = program, base
+        self._program, self._base, self._classes = program, base, len(tokens.data.labels)
         self._batches = {split: tokens.eval_batches(run, split) for split in self.splits}
 
     @staticmethod
     def fields(objective: Objective) -> frozenset[str]:
         return objective.fields
 
-    def lower(self, params: Params, constants: Any) -> dict[Hashable, jax.stages.Lowered]:
+    def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
         outputs_of = packed_outputs(self._program)
         # One program for each shape, whichever splits it occurs in.
         shapes = {_key(shape): shape for batches in self._batches.values() for shape in _shapes(batches)}
-        return {key: outputs_of.lower(self._base.model, params, constants, shape) for key, shape in shapes.items()}
+        return {
+            key: functools.partial(outputs_of.lower, self._base.model, params, constants, shape)
+            for key, shape in shapes.items()
+        }
 
     def describe(self, split: str, runs: int) -> str:
         return f"scoring {len(self._batches[split].encoded)} {TITLES[split]} examples"
@@ -53,7 +58,7 @@ class ScoresEvaluator:
         rows = jax.tree.map(lambda *rows: batches.restore(rows, axis=1), *jax.device_get(outputs))
         objective, runs = OBJECTIVES[self._program.objective], len(jax.tree.leaves(rows)[0])
         return [
-            objective.predictions(jax.tree.map(lambda leaf: leaf[i], rows), batches.encoded.labels)  # noqa: B023
+            objective.predictions(jax.tree.map(operator.itemgetter(i), rows), batches.encoded.labels, self._classes)
             for i in range(runs)
         ]
 
@@ -62,8 +67,9 @@ class ScoresEvaluator:
 
 
 def _key(batch: Batch) -> Hashable:
-    return (*batch.tokens.shape, batch.types is not None)
+    return tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(batch))
 
 
 def _shapes(batches: EvalBatches) -> list[Batch]:
-    return [of_length(batches[0].batch, length, leading=1) for length in batches.lengths()]
+    examples = [batches.example(length) for length in batches.lengths()]
+    return [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch) for batch in examples]

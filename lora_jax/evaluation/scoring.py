@@ -1,42 +1,55 @@
 """From a pack's parameters to each run's figures on a split."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from lora_jax.metrics import Predictions, Scoring, combine, score
-from lora_jax.train.evaluator import Evaluator
+from lora_jax.train.evaluator import TaskEvaluators
 from lora_jax.train.loop import Training
 from lora_jax.train.step import Params
 
 
+class RunScores(NamedTuple):
+    """One run's metrics on a split, and the predictions that they come from, by evaluator."""
+
+    metrics: dict[str, float]
+    predictions: Mapping[str, Predictions]
+
+
 def score_runs(
     training: Training,
-    evaluators: Mapping[str, Evaluator],
+    evaluators: Sequence[TaskEvaluators],
     scorings: Sequence[Scoring],
     split: str,
     params: Params,
     *,
     prefix: str = "",
-) -> tuple[list[dict[str, float]], dict[str, list[Predictions]]]:
-    """Evaluates every run on a split.
+) -> list[RunScores]:
+    """Evaluates every run of a pack on a split of its task.
 
     Args:
-      training: the pack; its compiled programs have the keys ``(evaluator's name, evaluator's key)``.
-      evaluators: by name. Those that do not evaluate `split` are left out.
+      training: the pack, with its compiled programs.
+      evaluators: of each task of the pack. Those that do not evaluate `split` are left out.
       scorings: which metrics each run has.
       split: ``valid`` or ``test``.
       params: what is evaluated, leaves ``[runs, ...]``.
       prefix: stands before what the progress display shows.
-
-    Returns:
-      Each run's metrics by name, and by evaluator each run's predictions.
     """
-    runs, compiled = len(training.pack.points), training.compiled.evaluation
-    predictions = {}
-    for name, evaluator in evaluators.items():
-        if split in evaluator.splits:
-            training.display.stage(prefix + evaluator.describe(split, runs))
-            programs = {key: program for (owner, key), program in compiled.items() if owner == name}
-            predictions[name] = evaluator.evaluate(split, programs, params, training.pack.constants)
-    parts = zip(*predictions.values(), strict=True)
-    scores = [score(combine(run), scoring.metrics) for run, scoring in zip(parts, scorings, strict=True)]
-    return scores, predictions
+    predictions: list[dict[str, Predictions]] = [{} for _ in training.pack.points]
+    for task in evaluators:
+        trained = task.select((params, training.pack.constants))
+        for name, evaluator in task.evaluators.items():
+            if split not in evaluator.splits:
+                continue
+            training.display.stage(prefix + evaluator.describe(split, len(task.runs)))
+            programs = {
+                key: program
+                for (owner, runs, key), program in training.compiled.evaluation.items()
+                if (owner, runs) == (name, len(task.runs))
+            }
+            for run, predicted in zip(task.runs, evaluator.evaluate(split, programs, *trained), strict=True):
+                predictions[run][name] = predicted
+    return [
+        RunScores(score(combine(by_name.values()), scoring.metrics), by_name)
+        for by_name, scoring in zip(predictions, scorings, strict=True)
+    ]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 
 from lora_jax.evaluation.scoring import score_runs
 from lora_jax.metrics import Scoring
-from lora_jax.train.evaluator import Evaluator
+from lora_jax.train.evaluator import TaskEvaluators
 from lora_jax.train.loop import Training
 from lora_jax.train.pack import choose_runs
 from lora_jax.train.progress import Progress
@@ -28,7 +28,7 @@ class Validate:
       rules: by metric, the best of every run that is selected by it, and which of them fall behind the others.
     """
 
-    evaluators: Mapping[str, Evaluator]
+    evaluators: Sequence[TaskEvaluators]
     scorings: Sequence[Scoring]
     due: Sequence[set[int]]
     rules: Mapping[str, MedianRule]
@@ -36,13 +36,15 @@ class Validate:
     @classmethod
     def every(
         cls,
-        interval: int,
+        intervals: Sequence[int],
         steps: Int[np.ndarray, " runs"],
-        evaluators: Mapping[str, Evaluator],
+        evaluators: Sequence[TaskEvaluators],
         scorings: Sequence[Scoring],
     ) -> "Validate":
-        """Returns a validation of each run every `interval` steps and at its end."""
-        due = [{*range(interval, last, interval), last} for last in steps.tolist()]
+        """Returns a validation of each run at its interval in steps, and at its end."""
+        due = [
+            {*range(interval, last, interval), last} for interval, last in zip(intervals, steps.tolist(), strict=True)
+        ]
         rules = {metric: MedianRule(metric, len(due)) for metric in {scoring.select for scoring in scorings}}
         return cls(evaluators, scorings, due, rules)
 
@@ -66,9 +68,9 @@ class Validate:
     def _validate(self, training: Training) -> None:
         progress, params = training.progress, training.pack.state.params
         prefix = f"step {progress.step}: "
-        scores, _ = score_runs(training, self.evaluators, self.scorings, "valid", params, prefix=prefix)
+        scores = score_runs(training, self.evaluators, self.scorings, "valid", params, prefix=prefix)
         improved = np.zeros(len(scores), bool)
-        for run, figures in enumerate(scores):
+        for run, (figures, _) in enumerate(scores):
             if not progress.live[run] or progress.step not in self.due[run] or progress.stopped[run]:
                 continue
             training.write(run, {f"valid/{name}": value for name, value in figures.items()})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from lora_jax.adapters import Padded, Replacement
+from lora_jax.adapters import OutputReplacement, Padded, Replacement
 from lora_jax.config import RunConfig
 from lora_jax.delta import Delta, count, parameters
 
@@ -109,6 +109,9 @@ def layer_parameters(base: nnx.Module) -> dict[str, Array]:
     return {path: value for path, value in parameters(base).items() if "/layers/" in path}
 
 
+OUTPUTS = ("head/kernel", "head/bias")  # the parameters of a head that have an axis of outputs
+
+
 def init_head(base: nnx.Module, seed: int, *, std: float = 0.02) -> dict[str, Padded]:
     """Draws a new head, which every method trains: kernel N(0, std²), bias 0. All methods draw the same head."""
     head: dict[str, Padded] = {}
@@ -119,5 +122,5 @@ def init_head(base: nnx.Module, seed: int, *, std: float = 0.02) -> dict[str, Pa
                 fresh = std * jax.random.normal(key_of(seed, path), value.shape, wide)
             else:
                 fresh = jnp.zeros(value.shape, wide)
-            head[path] = Replacement(fresh)
+            head[path] = OutputReplacement(fresh) if path in OUTPUTS else Replacement(fresh)
     return head

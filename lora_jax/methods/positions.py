@@ -16,6 +16,8 @@ def check_positions(base: Any, run: RunConfig) -> None:
       base: the model; may be abstract.
       run: its longest bucket counts.
     """
+    if run.task.buckets is None:  # the lengths come from the data, and the model checks them when it is traced
+        return
     positions, longest = getattr(base.backbone.config, "max_tokens", None), run.task.buckets[-1]
     if positions is not None and longest + run.method.added_tokens > positions:
         settings = " ".join(f"method.{name}={getattr(run.method, name)}" for name in run.method.adds)

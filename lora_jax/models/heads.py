@@ -21,13 +21,14 @@ class Head(Linear):
     """Maps states to logits: a linear layer, after a dense layer where the family has an `activation`.
 
     The dense layer is the one that ``transformers`` applies to the first token of RoBERTa (tanh) and DeBERTa (gelu).
-    Both layers are new.
+    Both layers are new. `mask` is a slot for a mask of the outputs that the task has, where tasks share a head's shape.
     """
 
     def __init__(self, d_model: int, labels: int, activation: Callable[[Array], Array] | None = None):
         super().__init__(d_model, labels)
         self.dense: Any = nnx.data(None) if activation is None else Linear(d_model, d_model)
         self.activation = activation
+        self.mask: Any = nnx.data(None)
 
     def logits(
         self, states: Float[Array, "... d_model"], dropout_rate: Float[Array, ""] | float, key: Key
@@ -36,7 +37,8 @@ class Head(Linear):
         x = dropout(states, dropout_rate, fold(key, 0))
         if self.activation is not None:
             x = dropout(self.activation(self.dense(x)), dropout_rate, fold(key, 1))
-        return self(x).astype(jnp.promote_types(states.dtype, jnp.float32))
+        logits = self(x).astype(jnp.promote_types(states.dtype, jnp.float32))
+        return logits if self.mask is None else jnp.where(self.mask, logits, -jnp.inf)
 
 
 def pool_states(

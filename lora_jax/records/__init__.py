@@ -23,7 +23,7 @@ from lora_jax.records.files import (
     write_summary,
 )
 from lora_jax.records.flat import flat
-from lora_jax.records.inputs import inputs_key
+from lora_jax.records.inputs import base_key, inputs_key
 from lora_jax.records.lock import LOCK_FILE, has_lock, locked
 from lora_jax.records.plan import PLAN_FILE, PlannedPack, read_plan, write_plan
 from lora_jax.records.schema import (
@@ -62,6 +62,7 @@ __all__ = [
     "RunRecord",
     "Status",
     "Summary",
+    "base_key",
     "find_runs",
     "flat",
     "has_lock",

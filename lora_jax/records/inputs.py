@@ -26,13 +26,24 @@ def inputs_key(config: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
       config: the field ``config`` of a run.json. A setting that it lacks counts as null.
     """
-    return (*data_key(config), _longest(config), *(_text(config, path) for path in (*_ENCODING, *_BASE)))
+    return (*data_key(config), _longest(config), *(_text(config, path) for path in _ENCODING), *base_key(config))
+
+
+def base_key(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the settings that determine the base of a run, whatever its task.
+
+    Args:
+      config: the field ``config`` of a run.json. A setting that it lacks counts as null.
+    """
+    return tuple(_text(config, path) for path in _BASE)
 
 
 def _longest(config: Mapping[str, Any]) -> str:
     buckets = _value(config, "task.buckets")
     if isinstance(buckets, list | tuple) and buckets and all(isinstance(length, int) for length in buckets):
         return json.dumps(max(buckets))
+    if buckets is None:
+        return f"at most {_text(config, 'task.max_length')}"
     return json.dumps(buckets, sort_keys=True)
 
 

@@ -16,18 +16,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from lora_jax.config import RunConfig
 from lora_jax.config.point import Point
-from lora_jax.data.batches import TrainBatches
+from lora_jax.data.batches import Batch
+from lora_jax.data.pack_batches import PackBatches
 from lora_jax.delta import count, parameters
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.sweep.setups import Setups
 from lora_jax.train.initial import initial_shapes
 from lora_jax.train.memory import budget, pack_bytes, run_bytes, state_bytes
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import align, of_length, packed_step
-from lora_jax.train.setup import Setup
+from lora_jax.train.pack import align, packed_step, shapes_of_runs
+from lora_jax.train.setup import Setup, common_base, group_by_task, pack_batches
 from lora_jax.train.step import RunState, init_state, program_of
 
 # A pack surely fits if this multiple of its shapes' bytes fits. It is then planned without compilation. XLA planned 1.3
@@ -45,7 +47,8 @@ class Costs:
         self._keys: dict[Point, str] = {}
         self._shapes: dict[str, AdapterInit] = {}
         self._widest: dict[frozenset[str], AdapterInit] = {}
-        self._batches: dict[str, TrainBatches] = {}
+        self._batches: dict[str, PackBatches] = {}
+        self._lengths: dict[str, float] = {}
         self._kernels: dict[str, int] = {}
         self._steps: dict[Point, int] = {}
         self._traced: dict[tuple[str, int], int] = {}  # `run_bytes`, by program and `state_bytes`
@@ -55,14 +58,19 @@ class Costs:
     def steps(self, point: Point) -> int:
         """Returns the optimizer steps of `point`."""
         if point not in self._steps:
-            self._steps[point] = point.config.steps_of(self.batches(point.config).steps_per_epoch)
+            self._steps[point] = point.config.steps_of(self.batches([point]).steps_per_epoch[0])
         return self._steps[point]
 
     def tokens(self, points: Sequence[Point]) -> int:
         """Returns the tokens that `points` train on as one pack, with padding."""
-        batches = self.batches(points[0].config)
-        lengths = [batches.length_at(step) for step in range(batches.steps_per_epoch)]
-        return int(np.mean(lengths) * batches.batch * len(points) * max(map(self.steps, points)))
+        return int(self.length(points) * points[0].config.batch * len(points) * max(map(self.steps, points)))
+
+    def length(self, points: Sequence[Point]) -> float:
+        """Returns the mean padded length of the batches of `points` as one pack."""
+        if (key := self._task_key(points)) not in self._lengths:
+            batches = self.batches(points)
+            self._lengths[key] = float(np.mean([batches.length_at(i) for i in range(max(batches.steps_per_epoch))]))
+        return self._lengths[key]
 
     def work(self, points: Sequence[Point]) -> float:
         """Returns the FLOPs of each run in a pack of `points` for each token of a batch, summed over its steps.
@@ -89,7 +97,7 @@ class Costs:
 
     def program(self, points: Sequence[Point]) -> str:
         """Returns a text that is the same for packs that compile the same programs."""
-        return json.dumps([points[0].config.program_key(), str(self.widest(points)), len(points)])
+        return json.dumps([self._task_key(points), str(self.widest(points)), len(points)])
 
     def shapes(self, point: Point) -> AdapterInit:
         """Returns the shapes of the initial adapters of `point`, at true sizes."""
@@ -97,11 +105,19 @@ class Costs:
             self._shapes[key] = shapes_of(self._setups.get(point.config), point.config)
         return self._shapes[key]
 
-    def batches(self, run: RunConfig) -> TrainBatches:
-        """Returns the batches of one run. All runs of its program have as many batches, of the same lengths."""
-        if (key := run.program_key()) not in self._batches:
-            self._batches[key] = self._setups.get(run).train_batches(run, (run.seed,))
+    def batches(self, points: Sequence[Point]) -> PackBatches:
+        """Returns the batches of one run for each task of `points`. The other runs have batches of the same lengths."""
+        if (key := self._task_key(points)) not in self._batches:
+            runs = self._one_of_each_task(points)
+            self._batches[key] = pack_batches([self._setups.get(run) for run in runs], runs)
         return self._batches[key]
+
+    def _one_of_each_task(self, points: Sequence[Point]) -> list[RunConfig]:
+        runs = [point.config for point in points]
+        return [runs[places[0]] for places in group_by_task(runs)]
+
+    def _task_key(self, points: Sequence[Point]) -> str:
+        return "\n".join(sorted({point.config.program_key() for point in points}))
 
     def predict(self, points: Sequence[Point]) -> tuple[int, bool]:
         """Predicts the bytes that a pack of `points` takes in addition to the base.
@@ -111,34 +127,25 @@ class Costs:
         Returns:
           The bytes, and whether they come from compiled programs. Otherwise they are an upper bound.
         """
-        run, init, runs = points[0].config, self.widest(points), len(points)
-        measured = self._measured.setdefault(run.program_key(), {})
+        run, init, runs, key = points[0].config, self.widest(points), len(points), self._task_key(points)
+        measured = self._measured.setdefault(key, {})
         hyper = jax.eval_shape(lambda: hyper_of(run, 1))
         state = state_bytes(program_of(run), init, hyper)
         if max(measured, default=0) < state:
-            if (key := (run.program_key(), state)) not in self._traced:
-                self._traced[key] = self._trace(run, init, hyper)
-            bound = SAFETY_FACTOR * runs * self._traced[key]
+            base = common_base([self._setups.get(run) for run in self._one_of_each_task(points)])
+            batches = self.batches(points)
+            example = batches.example(max(batches.lengths()))
+            if (key, state) not in self._traced:
+                self._traced[key, state] = _trace(run, base, init, hyper, example)
+            bound = SAFETY_FACTOR * runs * self._traced[key, state]
             if runs == 1 or bound <= self.room:
                 return bound, False
-            setup = self._setups.get(run)
             with ThreadPoolExecutor() as pool:  # XLA releases Python's lock while it compiles
-                fewer, more = pool.map(lambda runs: compiled_bytes(setup, run, init, runs), MEASURED_RUNS)
+                fewer, more = pool.map(lambda runs: compiled_bytes(base, run, init, example, runs), MEASURED_RUNS)
             slope = (more - fewer) / (MEASURED_RUNS[1] - MEASURED_RUNS[0])
             measured[state] = fewer - MEASURED_RUNS[0] * slope, slope - state
         fixed, per_run = measured[min(size for size in measured if size >= state)]
         return round(fixed + runs * (per_run + state)), True
-
-    def _trace(self, run: RunConfig, init: AdapterInit, hyper: Hyper) -> int:
-        """Returns `run_bytes` of `run` with shapes `init`, for batches of the largest padded length."""
-        batches = self.batches(run)
-        example = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-            of_length(batches[0], max(batches.lengths()), 2),
-        )
-        # The shapes of a rematerialised program do not show its residuals.
-        program = dataclasses.replace(program_of(run), remat="none")
-        return run_bytes(program, self._setups.get(run).base.model, init, hyper, example)
 
     def _key(self, point: Point) -> str:
         """Returns a text that is the same for points of the same shapes."""
@@ -149,15 +156,21 @@ class Costs:
         return self._keys[point]
 
 
-def compiled_bytes(setup: Setup, run: RunConfig, init: AdapterInit, runs: int) -> int:
-    """Returns `pack_bytes` of `runs` runs like `run` with shapes `init`, for batches of the largest padded length.
+def compiled_bytes(base: nnx.Module, run: RunConfig, init: AdapterInit, example: Batch, runs: int) -> int:
+    """Returns `pack_bytes` of `runs` runs like `run` with shapes `init`, for batches like `example`.
 
     It compiles the step from shapes alone.
     """
-    batches = setup.train_batches(run, (run.seed,) * runs)
-    example = of_length(batches[0], max(batches.lengths()), 2)
-    pack = (*abstract_pack(run, init, runs), example)
-    return pack_bytes(packed_step(program_of(run)).lower(setup.base.model, *pack).compile(), *pack)
+    pack = (*abstract_pack(run, init, runs), shapes_of_runs(example, runs))
+    return pack_bytes(packed_step(program_of(run)).lower(base, *pack).compile(), *pack)
+
+
+def _trace(run: RunConfig, base: nnx.Module, init: AdapterInit, hyper: Hyper, example: Batch) -> int:
+    """Returns `run_bytes` of `run` with shapes `init`, for batches like `example`, leaves ``[runs, batch, ...]``."""
+    # The shapes of a rematerialised program do not show its residuals.
+    program = dataclasses.replace(program_of(run), remat="none")
+    of_one_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), example)
+    return run_bytes(program, base, init, hyper, of_one_run)
 
 
 def abstract_pack(run: RunConfig, init: AdapterInit, runs: int) -> tuple[RunState, Any, Hyper]:

@@ -1,6 +1,6 @@
 """Finishes runs: computes test scores at the best validation, and writes the adapter and the summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ from lora_jax.evaluation.scoring import score_runs
 from lora_jax.metrics import Scoring
 from lora_jax.records import PackRecord
 from lora_jax.train import record
-from lora_jax.train.evaluator import Evaluator
+from lora_jax.train.evaluator import TaskEvaluators
 from lora_jax.train.loop import Training
 from lora_jax.train.pack import unstack_run
 from lora_jax.weights.adapters import save_adapter
 
 
 def finish(
-    training: Training, evaluators: Mapping[str, Evaluator], scorings: Sequence[Scoring], ended: Sequence[int]
+    training: Training, evaluators: Sequence[TaskEvaluators], scorings: Sequence[Scoring], ended: Sequence[int]
 ) -> None:
     """Writes the results of each run of `ended` that has none yet."""
     pack, progress = training.pack, training.progress
@@ -25,7 +25,7 @@ def finish(
     updates, live, best, constants = jax.device_get((pack.state.step, pack.state.live, training.best, pack.constants))
     for run in [run for run in ended if run in training.trackers]:
         point = pack.points[run]
-        summary = record.initial_summary(training.setup, point, pack.inits[run]).replace(
+        summary = record.initial_summary(pack.setups[run], point, pack.inits[run]).replace(
             status="diverged" if not live[run] else "stopped" if progress.stopped[run] else "finished",
             error=None if live[run] else f"diverged at step {int(updates[run]) + 1}",
             steps=int(updates[run]),
@@ -48,23 +48,24 @@ def finish(
 
 
 def test_scores(
-    training: Training, evaluators: Mapping[str, Evaluator], scorings: Sequence[Scoring]
+    training: Training, evaluators: Sequence[TaskEvaluators], scorings: Sequence[Scoring]
 ) -> list[dict[str, float]]:
     """Returns the test metrics of each run at its best validation. Evaluators save their predictions."""
-    scores, predictions = score_runs(training, evaluators, scorings, "test", training.best)
-    for name, by_run in predictions.items():
-        for run in training.trackers:
-            evaluators[name].save(training.pack.points[run].folder, by_run[run])
-    return scores
+    scores = score_runs(training, evaluators, scorings, "test", training.best)
+    for task in evaluators:
+        for run in set(task.runs) & training.trackers.keys():
+            for name, predictions in scores[run].predictions.items():
+                task.evaluators[name].save(training.pack.points[run].folder, predictions)
+    return [run.metrics for run in scores]
 
 
 def _save(training: Training, run: int, folder: Path, best: Any, constants: Any) -> int:
-    init, base = training.pack.inits[run], training.setup.base
+    init, setup = training.pack.inits[run], training.pack.setups[run]
     return save_adapter(
         folder,
         unstack_run(best, run, init.params),
         unstack_run(constants, run, init.constants),
-        base_source=base.source,
-        base_fingerprint=base.fingerprint,
-        config=record.adapter_config(training.setup, training.pack.points[run]),
+        base_source=setup.base.source,
+        base_fingerprint=setup.base.fingerprint,
+        config=record.adapter_config(setup, training.pack.points[run]),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lora_jax.config.point import Point
+from lora_jax.data.tasks import find_task
 from lora_jax.records import PlannedPack, flat
 
 # A run may share a pack if its work there, with padding, is at most this multiple of its work alone.
@@ -67,6 +68,9 @@ class CostModel(Protocol):
     def steps(self, point: Point) -> int:
         """Returns the optimizer steps of a run."""
 
+    def length(self, points: Sequence[Point]) -> float:
+        """Returns the mean padded length of a pack's batches."""
+
     def tokens(self, points: Sequence[Point]) -> int:
         """Returns the tokens of a pack, with padding."""
 
@@ -78,7 +82,8 @@ def plan(points: Sequence[Point], costs: CostModel) -> list[PackPlan]:
     separate pack would save this work, but would cost a compilation, and a device computes less per second with fewer
     runs at a time. So runs share a pack while none does more than MAX_PADDED_WORK times its work alone. Ranks 4 to 32
     of a 22M model add 16% to the work of the smallest and share a pack. Rank 1024 makes seven times the work of rank 1,
-    and they do not share.
+    and they do not share. Runs of several tasks share a pack if the tasks have one objective. All are then padded to
+    the longest batch among them.
 
     A device trains one pack after another, so their order does not change when the last pack ends. The packs that take
     least per run come first, which minimises the mean time to a result (W. E. Smith, "Various optimizers for
@@ -122,12 +127,16 @@ def _make_plan(index: int, points: Sequence[Point], costs: CostModel) -> PackPla
 
 def _group_by_cost(group: Sequence[Point], costs: CostModel) -> list[list[Point]]:
     """Splits `group` into bands in which no run does more than MAX_PADDED_WORK times its work alone."""
-    alone = {point: costs.work([point]) for point in group}
+
+    def work(points: Sequence[Point]) -> float:
+        return costs.work(points) * costs.length(points)
+
+    alone = {point: work([point]) for point in group}
     bands: list[list[Point]] = []
     least = 0.0
     for point in sorted(group, key=lambda point: (costs.steps(point), alone[point])):
         least = min(least, alone[point])
-        if bands and costs.work([*bands[-1], point]) <= MAX_PADDED_WORK * least:
+        if bands and work([*bands[-1], point]) <= MAX_PADDED_WORK * least:
             bands[-1].append(point)
         else:
             bands.append([point])
@@ -149,6 +158,10 @@ def _split_to_fit(band: Sequence[Point], costs: CostModel, max_runs: int | str) 
 def _pack_key(point: Point) -> str:
     """Returns a key. Points with different keys cannot share a pack."""
     config = point.config
+    settings = config.static_settings()
+    # Dropout draws for whole arrays, so it would draw other numbers for texts that another task's lengths pad.
+    if not config.drops_out and config.optim.elementwise:
+        settings |= {"task": find_task(config.task).objective, "data_root": None}
     # If the optimizer does not allow padding, runs of a pack must have the same shapes.
     unpadded = None if config.optim.elementwise else [config.rank, config.targets, config.method.model_dump()]
-    return json.dumps([config.program_key(), config.pack, unpadded], sort_keys=True)
+    return json.dumps([settings, config.pack, unpadded], sort_keys=True)

@@ -132,10 +132,10 @@ class Sweep:
         if all(record.is_done(point.folder) for point in pack.points):
             self._clear(pack)
             return
-        setup = self.setups.get(pack.points[0].config)
+        setups = [self.setups.get(point.config) for point in pack.points]
         try:
             unfinished = train_pack(
-                setup,
+                setups,
                 pack,
                 self.folder_of(pack),
                 group=self.group,
@@ -180,15 +180,22 @@ class Sweep:
         """Splits `pack` and its newest checkpoint, and updates plan.json. Returns the new packs and the step."""
         first_index = next_index(self.home)
         packs = [pack.part(first_index + i, members) for i, members in enumerate(parts)]
-        fingerprint = self.setups.get(pack.points[0].config).base.fingerprint
-        split = [(self.folder_of(part), runs, self._arrays(part)) for part, runs in zip(packs, parts, strict=True)]
+        split = [
+            (self.folder_of(part), self._fingerprint(part), runs, self._arrays(part))
+            for part, runs in zip(packs, parts, strict=True)
+        ]
         names = [point.name for point in pack.points]
-        whole = PackCheckpoints(self.folder_of(pack), base_fingerprint=fingerprint, runs=names, warn=self.display.say)
+        whole = PackCheckpoints(
+            self.folder_of(pack), base_fingerprint=self._fingerprint(pack), runs=names, warn=self.display.say
+        )
         with contextlib.closing(whole) as checkpoints:
             step = checkpoints.split(self._arrays(pack), split)
         replace_pack(pack, packs, self.home)
         shutil.rmtree(self.folder_of(pack), ignore_errors=True)
         return packs, step
+
+    def _fingerprint(self, pack: PackPlan) -> str:
+        return self.setups.get(pack.points[0].config).base.fingerprint
 
     def _arrays(self, pack: PackPlan) -> dict[str, Any]:
         """Returns the shapes of the arrays in a checkpoint of `pack`."""
@@ -202,10 +209,10 @@ class Sweep:
         self.display.say(f"pack {pack.index} failed: {message}")
         lines = redact("".join(traceback.format_exception(error)))
         write_atomically(self._error_file(pack), lines.encode(errors="replace"))
-        setup = self.setups.get(pack.points[0].config)
         for point in pack.points:
             if record.is_done(point.folder):
                 continue
+            setup = self.setups.get(point.config)
             summary = record.initial_summary(setup, point, shapes_of(setup, point.config)).replace(error=message)
             point.folder.mkdir(parents=True, exist_ok=True)
             if not (point.folder / RUN_FILE).exists():

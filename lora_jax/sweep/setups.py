@@ -1,10 +1,13 @@
 """Caches the bases and tasks of a sweep, so that each is loaded once if memory allows."""
 
 from lora_jax.config import RunConfig
+from lora_jax.data.tasks import find_task
 from lora_jax.errors import UserError
-from lora_jax.records import inputs_key
+from lora_jax.records import base_key, inputs_key
 from lora_jax.train.memory import budget, size
+from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.setup import Setup, load_setup
+from lora_jax.weights.load import Base
 
 SHARE = 0.25  # largest share of the memory free at the start that cached bases may take
 
@@ -12,12 +15,14 @@ SHARE = 0.25  # largest share of the memory free at the start that cached bases 
 class Setups:
     """A cache of setups, bounded by the bytes of their bases.
 
-    The least recently used setup is evicted first. The most recently used setup is never evicted, whatever its size.
+    Setups of several tasks share the backbone of their base. The least recently used setup is evicted first. The most
+    recently used setup is never evicted, whatever its size.
     """
 
     def __init__(self, capacity: int | None = None):
         self._capacity = round(SHARE * budget()) if capacity is None else capacity
         self._setups: dict[tuple[str, ...], Setup] = {}  # in order of use, the most recent last
+        self._bases: dict[tuple[str, ...], tuple[str, ...]] = {}  # the key of each setup's base
         self._fingerprints: dict[tuple[str, ...], tuple[str, str]] = {}  # of base and data, when they were first loaded
 
     def get(self, run: RunConfig) -> Setup:
@@ -29,7 +34,8 @@ class Setups:
         key = inputs_key(run.model_dump(mode="json"))
         if key not in self._setups:
             self._evict(self._capacity // 2)  # frees memory before the new base is loaded
-            setup = load_setup(run)
+            self._bases[key] = (*base_key(run.model_dump(mode="json")), OBJECTIVES[find_task(run.task).objective].head)
+            setup = load_setup(run, self._loaded_base(self._bases[key]))
             fingerprints = setup.base.fingerprint, setup.data.fingerprint
             if self._fingerprints.setdefault(key, fingerprints) != fingerprints:
                 raise UserError(
@@ -41,6 +47,13 @@ class Setups:
         self._evict(self._capacity)
         return self._setups[key]
 
+    def _loaded_base(self, key: tuple[str, ...]) -> Base | None:
+        return next((setup.base for inputs, setup in self._setups.items() if self._bases[inputs] == key), None)
+
     def _evict(self, capacity: int) -> None:
-        while len(self._setups) > 1 and sum(size(setup.base.model) for setup in self._setups.values()) > capacity:
+        while len(self._setups) > 1 and self._bytes() > capacity:
             del self._setups[next(iter(self._setups))]
+
+    def _bytes(self) -> int:
+        """Returns the bytes of the bases, each counted once."""
+        return sum({self._bases[key]: size(setup.base.model) for key, setup in self._setups.items()}.values())

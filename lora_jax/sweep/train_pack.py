@@ -1,12 +1,13 @@
 """Trains one pack, from step 0 or its newest checkpoint, and writes the results of its runs."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lora_jax.data.tasks import scoring_of
-from lora_jax.evaluation import build_evaluators
+from lora_jax.evaluation import pack_evaluators
 from lora_jax.evaluation.validate import Validate
 from lora_jax.sweep.finish import finish
 from lora_jax.sweep.plan import PackPlan
@@ -24,12 +25,17 @@ from lora_jax.train.setup import Setup
 
 
 def train_pack(
-    setup: Setup, plan: PackPlan, checkpoints: Path, group: str, tracking: TrackingSession, display: ProgressDisplay
+    setups: Sequence[Setup],
+    plan: PackPlan,
+    checkpoints: Path,
+    group: str,
+    tracking: TrackingSession,
+    display: ProgressDisplay,
 ) -> list[int]:
     """Trains a pack and writes each run's results to its folder.
 
     Args:
-      setup: the base and the task.
+      setups: the base and the task of each run.
       plan: the runs of the pack.
       checkpoints: the folder of the pack's checkpoints.
       group: the W&B group.
@@ -44,25 +50,28 @@ def train_pack(
         device runs out of memory later, XLA raises its own error. Checkpoints stay valid in both cases.
     """
     config = plan.points[0].config
-    pack = make_pack(setup, plan.points)
-    evaluators = build_evaluators(pack.program, setup.base, config, setup.tokens)
+    pack = make_pack(setups, plan.points)
+    evaluators = pack_evaluators(pack)
     scorings = [scoring_of(point.config.task) for point in plan.points]
     lengths = ", ".join(map(str, pack.batches.lengths()))
     display.stage(f"compiling {len(plan.points)} x {config.method.name} for {lengths} tokens")
-    compiled = compile_pack(setup, pack, evaluators)
-    interval = pack.batches.steps_per_epoch if config.eval_every == "epoch" else config.eval_every
-    validate = Validate.every(interval, pack.steps, evaluators, scorings)
+    compiled = compile_pack(pack, evaluators)
+    every = config.eval_every
+    intervals = pack.batches.steps_per_epoch if every == "epoch" else [every] * len(plan.points)
+    validate = Validate.every(intervals, pack.steps, evaluators, scorings)
     with contextlib.ExitStack() as stack:
-        names = [point.name for point in plan.points]
-        store = PackCheckpoints(checkpoints, base_fingerprint=setup.base.fingerprint, runs=names, warn=display.say)
+        names, fingerprint = [point.name for point in plan.points], setups[0].base.fingerprint
+        store = PackCheckpoints(checkpoints, base_fingerprint=fingerprint, runs=names, warn=display.say)
         stack.enter_context(contextlib.closing(store))
         progress, best = Progress.start(len(plan.points)), copied(pack.state.params)
-        training = Training(plan.index, setup, pack, compiled, store, display, progress, best, {})
+        training = Training(plan.index, pack, compiled, store, display, progress, best, {})
         resumed = restore(training)
         validate.restore(training.progress)
         keep_until = training.progress.step if resumed else None
         training.trackers |= {
-            run: stack.enter_context(record.open_tracker(tracking, setup, point, group=group, keep_until=keep_until))
+            run: stack.enter_context(
+                record.open_tracker(tracking, setups[run], point, group=group, keep_until=keep_until)
+            )
             for run, point in enumerate(plan.points)
             if not record.is_done(point.folder)
         }

@@ -119,14 +119,14 @@ class PackCheckpoints:
             raise ValueError("its arrays do not fit their checksums")
         return restored.arrays
 
-    def split(self, like: Any, parts: Sequence[tuple[Path, Sequence[int], Any]]) -> int | None:
+    def split(self, like: Any, parts: Sequence[tuple[Path, str, Sequence[int], Any]]) -> int | None:
         """Splits the newest checkpoint into checkpoints of smaller packs.
 
         Args:
           like: arrays or shapes of the whole pack.
-          parts: one triple for each smaller pack: the folder of its checkpoints, the indices of its runs in the whole
-            pack, and the shapes of its arrays. A smaller pack may lack paths of the whole pack and may be padded to
-            smaller sizes, because what it leaves out is neutral for its runs.
+          parts: for each smaller pack the folder of its checkpoints, the fingerprint of its base, the indices of its
+            runs in the whole pack, and the shapes of its arrays. A smaller pack may lack paths of the whole pack and
+            may be padded to smaller sizes, because what it leaves out is neutral for its runs.
 
         Returns:
           The step of the checkpoint, or None if there is none.
@@ -136,7 +136,7 @@ class PackCheckpoints:
             return None
         arrays, note = restored
         whole = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
-        for folder, runs, shapes in parts:
+        for folder, base_fingerprint, runs, shapes in parts:
 
             def take(path: Any, leaf: Any, runs: Sequence[int] = runs) -> np.ndarray:
                 array = np.asarray(whole[jax.tree_util.keystr(path)])
@@ -148,7 +148,7 @@ class PackCheckpoints:
             }
             shutil.rmtree(folder, ignore_errors=True)  # may remain of an interrupted split
             names = [note["runs"][i] for i in runs]
-            part = PackCheckpoints(folder, base_fingerprint=note["base"], runs=names)
+            part = PackCheckpoints(folder, base_fingerprint=base_fingerprint, runs=names)
             with contextlib.closing(part) as checkpoints:
                 checkpoints.save(
                     note["progress"]["step"], jax.tree_util.tree_map_with_path(take, shapes), {"progress": progress}

@@ -3,13 +3,12 @@
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from lora_jax.train.evaluator import Evaluator
+from lora_jax.train.evaluator import TaskEvaluators
 from lora_jax.train.memory import added_bytes, budget, peak_bytes, size
-from lora_jax.train.pack import Pack, of_length, packed_step
-from lora_jax.train.setup import Setup
+from lora_jax.train.pack import Pack, packed_step, shapes_of_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,30 +17,33 @@ class CompiledPack:
 
     Attributes:
       steps: the train step for each padded length.
-      evaluation: the evaluators' programs, by the evaluator's name and the key that the evaluator chose.
+      evaluation: the evaluators' programs, by the evaluator's name, the number of runs, and the evaluator's key.
       seconds: the wall time of compilation.
       peak_bytes: what XLA planned for the largest train step.
     """
 
     steps: Mapping[int, Any]
-    evaluation: Mapping[tuple[str, Hashable], Any]
+    evaluation: Mapping[tuple[str, int, Hashable], Any]
     seconds: float
     peak_bytes: int
 
 
-def compile_pack(setup: Setup, pack: Pack, evaluators: Mapping[str, Evaluator]) -> CompiledPack:
+def compile_pack(pack: Pack, evaluators: Sequence[TaskEvaluators]) -> CompiledPack:
     """Compiles the train step for each padded length and the programs of `evaluators`, in parallel.
 
     Raises:
       MemoryError: XLA plans more bytes for a pack of several runs than are free.
     """
     start_time = time.monotonic()
-    steps = lower_steps(setup, pack)
-    evaluation = {
-        (name, key): program
-        for name, evaluator in evaluators.items()
-        for key, program in evaluator.lower(pack.state.params, pack.constants).items()
-    }
+    steps = lower_steps(pack)
+    evaluation: dict[tuple[str, int, Hashable], Any] = {}
+    for task in evaluators:
+        trained = task.select((pack.state.params, pack.constants))
+        for name, evaluator in task.evaluators.items():
+            for key, lower in evaluator.lower(*trained).items():
+                program = (name, len(task.runs), key)
+                if program not in evaluation:  # tasks may share programs
+                    evaluation[program] = lower()
     compiled = compile_all(steps | evaluation)
     seconds = time.monotonic() - start_time
     needed, free = size(pack.state.params) + max(map(added_bytes, compiled.values())), budget()
@@ -52,11 +54,13 @@ def compile_pack(setup: Setup, pack: Pack, evaluators: Mapping[str, Evaluator]) 
     return CompiledPack(compiled_steps, {key: compiled[key] for key in evaluation}, seconds, peak)
 
 
-def lower_steps(setup: Setup, pack: Pack) -> dict[int, Any]:
+def lower_steps(pack: Pack) -> dict[int, Any]:
     """Traces and lowers the train step of `pack` for each padded length."""
-    step, example = packed_step(pack.program), pack.batches[0]
+    step, runs = packed_step(pack.program), len(pack.points)
     return {
-        length: step.lower(setup.base.model, pack.state, pack.constants, pack.hyper, of_length(example, length, 2))
+        length: step.lower(
+            pack.base, pack.state, pack.constants, pack.hyper, shapes_of_runs(pack.batches.example(length), runs)
+        )
         for length in pack.batches.lengths()
     }
 

@@ -1,10 +1,13 @@
 """The contract between the training loop and evaluators. The package ``evaluation`` implements evaluators."""
 
-from collections.abc import Hashable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import jax
+import numpy as np
 
 from lora_jax.config import RunConfig
 from lora_jax.data.encoding import TaskTokens
@@ -38,15 +41,16 @@ class Evaluator(Protocol):
     def fields(objective: Objective) -> frozenset[str]:
         """Returns the fields of `Predictions` that the evaluator fills for a task with this objective."""
 
-    def lower(self, params: Params, constants: Any) -> dict[Hashable, jax.stages.Lowered]:
-        """Lowers every program that `evaluate` needs. The caller compiles them.
+    def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
+        """Returns functions that lower every program that `evaluate` needs. The caller compiles them.
 
         Args:
           params: trained parameters, arrays or shapes.
           constants: the adapters' constants, arrays or shapes.
 
         Returns:
-          The lowered programs. The evaluator chooses the keys.
+          The functions, by keys that the evaluator chooses. Evaluators of several tasks that choose equal keys share
+          a program.
         """
 
     def describe(self, split: str, runs: int) -> str:
@@ -57,3 +61,26 @@ class Evaluator(Protocol):
 
     def save(self, folder: Path, predictions: Predictions) -> None:
         """Writes files about one run's test predictions to `folder`, the folder of the run's results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEvaluators:
+    """The evaluators of a pack's runs of one task.
+
+    Attributes:
+      runs: the places of these runs in the pack.
+      evaluators: by name.
+    """
+
+    runs: tuple[int, ...]
+    evaluators: Mapping[str, Evaluator]
+
+    def select(self, tree: Any) -> Any:
+        """Returns the part of a pack's tree, leaves ``[runs, ...]``, that belongs to these runs."""
+        whole = len(jax.tree.leaves(tree)[0]) == len(self.runs) if jax.tree.leaves(tree) else True
+        return tree if whole else _take(tree, self.runs)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _take(tree: Any, runs: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda leaf: leaf[np.array(runs)], tree)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from lora_jax.adapters import Replacement
 from lora_jax.config import RunConfig
-from lora_jax.data.batches import Batch, TrainBatches
+from lora_jax.data.batches import Batch, StepBatches
 from lora_jax.delta import graft, parameters
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.methods.method import init_head
@@ -21,7 +21,7 @@ from lora_jax.train.step import Program, compute_options
 
 
 def initial_adapters(
-    program: Program, base: nnx.Module, run: RunConfig, batches: TrainBatches, index: int
+    program: Program, base: nnx.Module, run: RunConfig, batches: StepBatches, index: int
 ) -> AdapterInit:
     """Returns the initial adapters of a run, at their true sizes.
 

@@ -17,7 +17,6 @@ from lora_jax.train.compile import CompiledPack
 from lora_jax.train.display import ProgressDisplay
 from lora_jax.train.pack import Pack
 from lora_jax.train.progress import Clock, Progress
-from lora_jax.train.setup import Setup
 from lora_jax.train.sharding import put_batch, put_runs
 from lora_jax.train.step import Params, StepMetrics
 
@@ -32,7 +31,6 @@ class Training:
     """
 
     index: int
-    setup: Setup
     pack: Pack
     compiled: CompiledPack
     checkpoints: PackCheckpoints
@@ -116,7 +114,7 @@ def train(training: Training, callbacks: Sequence[Callback]) -> None:
     pack, progress = training.pack, training.progress
     training.display.training(training.index, pack.points, pack.steps, progress.step)
     training.clock = Clock(progress.seconds)
-    for batch, metrics in train_steps(training.setup.base.model, pack, training.compiled.steps, progress.step):
+    for batch, metrics in train_steps(pack.base, pack, training.compiled.steps, progress.step):
         active = training.unfinished()
         progress.step += 1
         for run, tokens in enumerate(batch.mask.sum((1, 2))):

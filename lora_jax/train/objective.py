@@ -50,8 +50,14 @@ class Objective(Protocol):
     ) -> Any:
         """Returns the outputs that `predictions` reads: an array, or a NamedTuple of arrays, ``[batch, ...]``."""
 
-    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."]) -> Predictions:
-        """Converts the outputs of all examples of a split, in order, to predictions."""
+    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], classes: int) -> Predictions:
+        """Converts the outputs of all examples of a split, in order, to predictions.
+
+        Args:
+          outputs: what `outputs` returned, as arrays on the host.
+          labels: the labels of the split, as they are encoded.
+          classes: the number of the task's classes. A head that tasks share may have more outputs.
+        """
 
 
 class Classification:
@@ -76,9 +82,9 @@ class Classification:
         return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
 
     def predictions(
-        self, outputs: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
+        self, outputs: Float[np.ndarray, "examples outputs"], labels: Int[np.ndarray, " examples"], classes: int
     ) -> Predictions:
-        logits = np.asarray(outputs, np.float64)
+        logits = np.asarray(outputs[:, :classes], np.float64)
         return Predictions(
             labels=labels,
             logits=logits,
@@ -111,7 +117,7 @@ class Regression:
         return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)[:, 0]
 
     def predictions(
-        self, outputs: Float[np.ndarray, " examples"], labels: Float[np.ndarray, " examples"]
+        self, outputs: Float[np.ndarray, " examples"], labels: Float[np.ndarray, " examples"], classes: int
     ) -> Predictions:
         return Predictions(labels=labels, values=np.asarray(outputs, np.float64))
 
@@ -151,7 +157,7 @@ class Generation:
         )
         return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, labels))
 
-    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."]) -> Predictions:
+    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], classes: int) -> Predictions:
         return Predictions(
             losses=np.asarray(outputs.losses, np.float64), tokens=outputs.tokens, correct=outputs.correct
         )

@@ -12,16 +12,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Int
 
+from lora_jax.adapters import OutputMask
 from lora_jax.config.point import Point
-from lora_jax.data.batches import Batch, TrainBatches
+from lora_jax.data.batches import Batch
+from lora_jax.data.pack_batches import PackBatches
 from lora_jax.errors import UserError
 from lora_jax.methods import AdapterInit
 from lora_jax.train.initial import initial_adapters
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper, hyper_of
-from lora_jax.train.setup import Setup
-from lora_jax.train.step import Params, Program, RunState, init_state, outputs_of, program_of, train_step
+from lora_jax.train.setup import Setup, common_base, pack_batches
+from lora_jax.train.step import (
+    OUTPUT_MASK,
+    Params,
+    Program,
+    RunState,
+    init_state,
+    outputs_of,
+    program_of,
+    train_step,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,28 +42,37 @@ class Pack:
 
     program: Program
     points: Sequence[Point]
+    setups: Sequence[Setup]  # of each run: one base, and tasks that may differ
+    base: nnx.Module  # the frozen model, with a head for the task with most outputs
     inits: Sequence[AdapterInit]  # shapes at true sizes; the arrays are in `state`
     steps: Int[np.ndarray, " runs"]  # the length of each run
-    batches: TrainBatches
+    batches: PackBatches
     state: RunState
     constants: Any
     hyper: Hyper
 
 
-def make_pack(setup: Setup, points: Sequence[Point]) -> Pack:
+def make_pack(setups: Sequence[Setup], points: Sequence[Point]) -> Pack:
     """Initialises and stacks the runs of `points`.
+
+    Args:
+      setups: the setup of each run. They share a base.
+      points: the runs.
 
     Raises:
       UserError: the model does not have a run's targets or ranks.
     """
     runs = [point.config for point in points]
-    program = program_of(runs[0])
-    batches = setup.train_batches(runs[0], tuple(run.seed for run in runs))
-    steps = [run.steps_of(batches.steps_per_epoch) for run in runs]
-    inits = [initial_adapters(program, setup.base.model, run, batches, i) for i, run in enumerate(runs)]
+    program, base = program_of(runs[0]), common_base(setups)
+    batches = pack_batches(setups, runs)
+    steps = [run.steps_of(count) for run, count in zip(runs, batches.steps_per_epoch, strict=True)]
+    inits = [
+        initial_adapters(program, setup.base.model, run, batches, i)
+        for i, (setup, run) in enumerate(zip(setups, runs, strict=True))
+    ]
     hypers = [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]
     shapes = jax.eval_shape(lambda: inits)
-    return Pack(program, points, shapes, np.array(steps), batches, *stack(program, inits, hypers))
+    return Pack(program, points, setups, base, shapes, np.array(steps), batches, *stack(program, inits, hypers))
 
 
 # Without `jit`, every small operation would be compiled separately.
@@ -77,9 +98,21 @@ def stack(program: Program, inits: Sequence[AdapterInit], hypers: Sequence[Hyper
 
 def align(inits: Sequence[AdapterInit]) -> list[AdapterInit]:
     """Pads inits to common shapes, and adds neutral adapters at the paths that an init lacks."""
+    inits = _mask_outputs(inits)
     params = _align([init.params for init in inits])
     constants = _align([init.constants for init in inits])
     return [AdapterInit(p, c, init.trainable) for p, c, init in zip(params, constants, inits, strict=True)]
+
+
+def _mask_outputs(inits: Sequence[AdapterInit]) -> Sequence[AdapterInit]:
+    """Adds masks of outputs where the heads of `inits` have different numbers of them."""
+    outputs = [init.params["head/bias"].size or 0 if "head/bias" in init.params else 0 for init in inits]
+    if len(set(outputs)) < 2:
+        return inits
+    return [
+        dataclasses.replace(init, constants={**init.constants, OUTPUT_MASK: OutputMask(jnp.ones(count, bool))})
+        for init, count in zip(inits, outputs, strict=True)
+    ]
 
 
 def _align(trees: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -131,19 +164,9 @@ def packed_outputs(program: Program):
     return jax.jit(jax.vmap(functools.partial(outputs_of, program), in_axes=(None, 0, 0, None)))
 
 
-def of_length(example: Batch, length: int, leading: int) -> Batch:
-    """Returns the shapes of `example` with sequences of `length` tokens.
-
-    Args:
-      example: a batch of any length, arrays or shapes.
-      length: the padded length.
-      leading: the number of axes before the axes of tokens.
-    """
-
-    def shape(leaf):
-        return jax.ShapeDtypeStruct((*leaf.shape[:leading], *[length] * (leaf.ndim - leading)), leaf.dtype)
-
-    return jax.tree.map(shape, example)
+def shapes_of_runs(example: Batch, runs: int) -> Batch:
+    """Returns the shapes of a batch like `example`, leaves ``[any, batch, ...]``, for another number of runs."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape[1:]), leaf.dtype), example)
 
 
 @jax.jit

@@ -1,15 +1,20 @@
 """Setups: the base, the task and the encoded data that runs share."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
+
+from flax import nnx
 
 from lora_jax.config import RunConfig
 from lora_jax.data.batches import TrainBatches
 from lora_jax.data.encoding import TaskTokens, encode_task
+from lora_jax.data.pack_batches import PackBatches
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks import find_task, load_data
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.sharding import put_parameter
-from lora_jax.weights.load import Base, load_base
+from lora_jax.weights.load import Base, load_base, with_labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,13 +26,22 @@ class Setup:
     data: TaskData
     tokens: TaskTokens
 
+    @property
+    def outputs(self) -> int | None:
+        """The number of outputs of the task's head, or None if the checkpoint determines it."""
+        return OBJECTIVES[self.task.objective].head_outputs(self.data.labels)
+
     def train_batches(self, run: RunConfig, seeds: tuple[int, ...]) -> TrainBatches:
         """Returns the training batches of runs like `run` with these seeds."""
         return self.tokens.train_batches(run, seeds)
 
 
-def load_setup(run: RunConfig) -> Setup:
-    """Loads the base and the task that `run` needs.
+def load_setup(run: RunConfig, base: Base | None = None) -> Setup:
+    """Loads the task that `run` needs, and the base.
+
+    Args:
+      run: the settings.
+      base: the base of `run`, if it is loaded already, with a head of the same kind for any number of labels.
 
     Raises:
       UserError: as in `load_base` and `load_data`.
@@ -35,15 +49,44 @@ def load_setup(run: RunConfig) -> Setup:
     # The task comes first, so that a missing data folder is reported before the model is downloaded.
     task, data = find_task(run.task), load_data(run.task, run.data_root)
     objective = OBJECTIVES[task.objective]
-    base = load_base(
-        run.model.source,
-        run.model.family,
-        labels=objective.head_outputs(data.labels),
-        pool=run.model.pool,
-        dtype=run.dtype,
-        base_storage=run.base_storage,
-        head=objective.head,
-        put=put_parameter,
-    )
-    max_length, eval_examples = max(run.task.buckets), run.task.eval_examples
-    return Setup(base, task, data, encode_task(task, data, base, max_length=max_length, eval_examples=eval_examples))
+    outputs = objective.head_outputs(data.labels)
+    if base is None:
+        base = load_base(
+            run.model.source,
+            run.model.family,
+            labels=outputs,
+            pool=run.model.pool,
+            dtype=run.dtype,
+            base_storage=run.base_storage,
+            head=objective.head,
+            put=put_parameter,
+        )
+    elif outputs is not None:
+        base = with_labels(base, outputs, put=put_parameter)
+    return Setup(base, task, data, encode_task(task, data, base, run.task))
+
+
+def group_by_task(runs: Sequence[RunConfig]) -> list[list[int]]:
+    """Returns the places of the runs of each task. Runs of one task have the same data and the same batch lengths."""
+    groups: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        key = json.dumps([run.task.static_settings(), run.data_root], sort_keys=True)
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+def pack_batches(setups: Sequence[Setup], runs: Sequence[RunConfig]) -> PackBatches:
+    """Returns the training batches of a pack of these runs, with the setup of each."""
+    groups = group_by_task(runs)
+    parts = [
+        setups[places[0]].train_batches(runs[places[0]], tuple(runs[place].seed for place in places))
+        for places in groups
+    ]
+    return PackBatches(parts, groups)
+
+
+def common_base(setups: Sequence[Setup]) -> nnx.Module:
+    """Returns the base of runs that share one, with a head for the task with most outputs."""
+    widest = max(setups, key=lambda setup: setup.outputs or 0)
+    model: nnx.Module = widest.base.model
+    return model

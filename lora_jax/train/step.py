@@ -19,6 +19,7 @@ from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
 
+OUTPUT_MASK = "head/mask"  # the path of a constant, an `OutputMask`
 Params = dict[str, Any]  # adapters by path; their leaves are trained
 
 # A run has diverged if its loss is not finite, or is above this multiple of its first loss. Its parameters then stay
@@ -102,7 +103,12 @@ def compute_options(program: Program) -> ComputeOptions:
 
 def adapt(program: Program, base: nnx.Module, params: Params, constants: Any) -> nnx.Module:
     """Returns `base` with a run's delta grafted into it."""
-    return graft(base, program.method.materialise(params, constants))
+    mask = {path: value for path, value in constants.items() if path == OUTPUT_MASK}
+    return graft(base, program.method.materialise(params, _of_method(constants)) | mask)
+
+
+def _of_method(constants: Any) -> dict[str, Any]:
+    return {path: value for path, value in constants.items() if path != OUTPUT_MASK}
 
 
 def loss_of(
@@ -151,7 +157,7 @@ def train_step(
     loss, grads = jax.value_and_grad(
         lambda params: loss_of(program, base, params, constants, hyper, batch, state.step)
     )(state.params)
-    multipliers = program.method.learning_rate_multipliers(state.params, constants)
+    multipliers = program.method.learning_rate_multipliers(state.params, _of_method(constants))
     if multipliers is not None:  # what a multiplier of 0 freezes must not count in the norm that clips the others
         grads = jax.tree.map(lambda grad, factor: jnp.where(factor == 0, 0, grad), grads, multipliers)
     lr = learning_rate(hyper, state.step, program.schedule)

@@ -61,6 +61,7 @@ class Base:
       parameters: the number of parameters that the checkpoint filled: the backbone, and the `lm_head` if there is one.
       special: the special tokens and the chat template.
       config: the content of the checkpoint's config.json.
+      backbone_digest: the state of the fingerprint's hash after the backbone, to which a head's parameters are added.
     """
 
     model: Any
@@ -70,6 +71,24 @@ class Base:
     parameters: int
     special: Special
     config: Mapping[str, Any]
+    backbone_digest: Any = None
+
+
+def with_labels(base: Base, labels: int, *, put: Put = put_on_default_device) -> Base:
+    """Returns `base` with a head for another number of labels. It shares the backbone.
+
+    Args:
+      base: a base whose head has labels.
+      labels: the number of the new head's outputs.
+      put: puts a parameter on a device.
+    """
+    model = jax.tree.map(lambda leaf: leaf, base.model)
+    head = model.head
+    for name in ("kernel", "bias"):
+        old = getattr(head, name).get_value()
+        new = np.zeros((*old.shape[:-1], labels), old.dtype)
+        setattr(head, name, nnx.Param(put(f"{NEW}{name}", new)))
+    return dataclasses.replace(base, model=model, fingerprint=_fingerprint_of_head(base.backbone_digest, model))
 
 
 def load_base(
@@ -134,7 +153,8 @@ def load_base(
     reader: Any = read_preprocessing(folder) if row.images else _tokenizer(folder, config.vocab_size)
     loaded = {path: leaf for path, leaf in parameters(model).items() if not path.startswith(NEW)}
     special = Special() if row.images else read_special(folder, reader, config.vocab_size)
-    return Base(model, reader, source, fingerprint(model), count(loaded), special, values)
+    digest = _digest({path: leaf for path, leaf in parameters(model).items() if path < NEW})
+    return Base(model, reader, source, _fingerprint_of_head(digest, model), count(loaded), special, values, digest)
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
@@ -310,13 +330,26 @@ def _draw(shape: tuple[int, ...], std: float, dtype: DTypeLike, key: jax.Array) 
 
 def fingerprint(module: nnx.Module) -> str:
     """Returns a sha256 over the path, dtype, shape and bytes of every parameter, in order of path."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(parameters(module).items()):
+    digest: str = _digest(parameters(module)).hexdigest()
+    return digest
+
+
+def _fingerprint_of_head(backbone_digest: Any, module: nnx.Module) -> str:
+    """Returns the fingerprint of a module, of which the paths before the head are hashed already."""
+    rest = {path: leaf for path, leaf in parameters(module).items() if path >= NEW}
+    digest: str = _digest(rest, backbone_digest.copy()).hexdigest()
+    return digest
+
+
+def _digest(leaves: Mapping[str, Any], digest: Any = None) -> Any:
+    """Returns a hash object over the path, dtype, shape and bytes of parameters, in order of path."""
+    digest = digest or hashlib.sha256()
+    for path, leaf in sorted(leaves.items()):
         for keys, part in jax.tree_util.tree_leaves_with_path(leaf):  # a quantised kernel has several arrays
             array = np.ascontiguousarray(part)
             digest.update(f"{path}{jax.tree_util.keystr(keys)} {array.dtype.name} {part.shape}\n".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return digest
 
 
 # ---- names

@@ -24,7 +24,7 @@ def test_peft_gets_the_same_batches_and_inits_and_trains_the_same(tmp_path):
     job = peft_job(runs, tmp_path / "inputs.npz")
     data = inputs.load(tmp_path / "inputs.npz")
     setup = load_setup(runs[0])
-    pack = make_pack(setup, [Point(f"rank={run.rank}", tmp_path, run) for run in runs])
+    pack = make_pack([setup] * len(runs), [Point(f"rank={run.rank}", tmp_path, run) for run in runs])
     models = [
         peft.classifier(job["model"], init, alpha=alpha) for init, alpha in zip(data.inits, job["alphas"], strict=True)
     ]

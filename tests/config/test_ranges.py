@@ -90,7 +90,7 @@ def test_ranks_of_patterns_too(refusal, pattern):
 
 
 @pytest.mark.parametrize(
-    "lengths", [[], [16, 16], [64, 16], list(range(1, 40)), [2**20 + 1], [0], [-1], [16.5], "16", None, {"16": 1}, 16]
+    "lengths", [[], [16, 16], [64, 16], list(range(1, 40)), [2**20 + 1], [0], [-1], [16.5], "16", {"16": 1}, 16]
 )
 def test_padded_lengths_are_few_and_increase(refusal, lengths):
     assert ": must " in refusal("task__buckets", lengths)

@@ -31,7 +31,7 @@ from lora_jax.weights.load import load_base
 
 
 def compiled(evaluator, params, constants):
-    return {key: program.compile() for key, program in evaluator.lower(params, constants).items()}
+    return {key: lower().compile() for key, lower in evaluator.lower(params, constants).items()}
 
 
 def part_of(texts: Encoded, examples: int) -> Encoded:
@@ -48,11 +48,12 @@ def part_of(texts: Encoded, examples: int) -> Encoded:
 def test_scores_are_those_of_each_run_alone_in_the_order_of_the_examples(base, configure, pack_of, texts):
     runs = [configure(rank=rank, batch=16, steps=3, eval_batch=32, task__buckets=(8, 12)) for rank in (2, 4)]
     pack = pack_of(base, runs, buckets=(8, 12)).train(base, 3)
-    tokens = TaskTokens({"train": texts, "valid": part_of(texts, 50), "test": texts})
+    data = TaskData(tuple("abcdefg"), {})
+    tokens = TaskTokens(data, {"train": texts, "valid": part_of(texts, 50), "test": texts}, (12,))
     evaluator = ScoresEvaluator(pack.program, SimpleNamespace(model=base), runs[0], tokens)
     programs = compiled(evaluator, pack.state.params, pack.constants)
     # Both splits have batches of 32 in two lengths, and share their programs.
-    assert sorted(shape[:2] for shape in programs) == [(32, 8), (32, 12)]
+    assert sorted(leaves[0][0] for leaves in programs) == [(32, 8), (32, 12)]
     assert evaluator.describe("valid", 2) == "scoring 50 validation examples"
     for split in evaluator.splits:
         predictions = evaluator.evaluate(split, programs, pack.state.params, pack.constants)
@@ -75,7 +76,7 @@ def test_objectives_fill_the_fields_that_they_promise(name):
         "regression": np.zeros(n, np.float32),
         "generation": SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int)),
     }[name]
-    assert objective.predictions(outputs, np.zeros(n, int)).fields == objective.fields
+    assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
     assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1, "generation": None}[name]
 
 
@@ -99,7 +100,7 @@ def test_regression_learns_numbers_of_pairs_by_their_types():
     assert not np.allclose(
         values, objective.outputs(model, batch._replace(types=None), options=ComputeOptions()), atol=1e-5
     )
-    found = objective.predictions(values, labels)
+    found = objective.predictions(values, labels, 0)
     assert score(found, METRICS) == {
         "mean_squared_error": pytest.approx(float(objective.loss(model, batch, options=ComputeOptions())), rel=1e-6)
     }
@@ -119,7 +120,7 @@ def generating(configure, decoder, **changes):
     run = configure(task=task | changes, eval_batch=2)
     examples = Examples(["b", "a", "b", "cc"], ["1", "2", "3", "4"])
     data = TaskData((), {"train": examples, "valid": examples, "test": examples})
-    return run, encode_task(TASKS["e2e"], data, decoder, max_length=16, eval_examples=None)
+    return run, encode_task(TASKS["e2e"], data, decoder, run.task)
 
 
 def test_texts_of_every_prompt_are_generated_and_kept(configure, decoder, pack_of, tmp_path):
@@ -189,7 +190,7 @@ def test_metrics_that_a_task_cannot_have_are_refused(configure):
     check_metrics(e2e(configure, select="token_accuracy", metrics=["perplexity"]))
 
 
-def test_tokens_of_pairs_have_types_only_if_the_model_reads_them(tiny_model):
+def test_tokens_of_pairs_have_types_only_if_the_model_reads_them(configure, tiny_model):
     task = Task(
         "pairs", "regression", ("scores",), ("mean_squared_error",), *["mean_squared_error"] * 2, lambda _: data
     )
@@ -199,7 +200,7 @@ def test_tokens_of_pairs_have_types_only_if_the_model_reads_them(tiny_model):
     for type_vocab_size, reads in ((2, True), (1, False), (0, False)):
         backbone = SimpleNamespace(config=SimpleNamespace(type_vocab_size=type_vocab_size))
         base = SimpleNamespace(model=SimpleNamespace(backbone=backbone), tokenizer=tokenizer)
-        encoded = encode_task(task, data, base, max_length=16, eval_examples=None).encoded["train"]
+        encoded = encode_task(task, data, base, configure(task__buckets=(16,)).task).encoded["train"]
         assert (encoded.types is not None) == reads
         assert encoded.labels.dtype == np.float32
         if reads:  # [CLS] how are you [SEP] fine [SEP]

@@ -31,8 +31,8 @@ def disturbing(step):
                 state, hyper = disturb(state, hyper)
         return step(base, state, constants, hyper, batch)
     return call
-def compile_disturbed(setup, pack, evaluators):
-    compiled = compile_pack(setup, pack, evaluators)
+def compile_disturbed(pack, evaluators):
+    compiled = compile_pack(pack, evaluators)
     if len(pack.points) != 2:
         return compiled
     steps = {length: disturbing(step) for length, step in compiled.steps.items()}

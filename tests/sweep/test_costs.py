@@ -51,7 +51,9 @@ def setups(models):
         def train_batches(run, seeds):
             return TrainBatches(encoded(run.task.name), batch=run.batch, buckets=(LENGTH,), seeds=seeds)
 
-        return SimpleNamespace(base=SimpleNamespace(model=models[run.task.name]), train_batches=train_batches)
+        return SimpleNamespace(
+            base=SimpleNamespace(model=models[run.task.name]), train_batches=train_batches, outputs=None
+        )
 
     return SimpleNamespace(get=get)
 

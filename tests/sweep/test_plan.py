@@ -21,6 +21,9 @@ class Costs:
         flops = 120 if points[0].config.method.name == "full" else 80 + 0.24 * largest_rank
         return flops * max(map(self.steps, points))
 
+    def length(self, points):
+        return 8
+
     def predict(self, points):
         return len(points) * (10 + max(point.config.rank for point in points)), True
 

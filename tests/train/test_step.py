@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from lora_jax.adapters import LowRank, Replacement
+from lora_jax.adapters import LowRank, OutputReplacement
 from lora_jax.delta import parameters
 from lora_jax.train.pack import packed_step
 from lora_jax.train.step import train_step
@@ -216,7 +216,7 @@ def test_a_last_update_that_is_not_finite_is_seen(base, pack_of, configure):
 def test_a_run_whose_first_loss_is_nan_does_not_change(base, pack_of, configure):
     pack = pack_of(base, [configure(**LARGEST | {"seed": seed}) for seed in (0, 1, 2)])
     params = dict(pack.state.params)
-    params["head/bias"] = Replacement(params["head/bias"].value.at[1].set(jnp.nan))
+    params["head/bias"] = OutputReplacement(params["head/bias"].value.at[1].set(jnp.nan))
     pack.state = pack.state._replace(params=params)
     before = run(pack.state, 1)
     pack.train(base, 3, step_of(pack.program))
