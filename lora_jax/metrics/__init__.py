@@ -4,28 +4,50 @@ To add a metric: a function in the file of its kind, and a row in METRICS. A tas
 (``data/tasks/``); ``task.metrics=[...]`` and ``task.select=...`` choose others for one sweep.
 """
 
+import functools
 from collections.abc import Iterable
 
-from lora_jax.metrics import classification, language, regression
+from lora_jax.metrics import answers, classification, language, regression, retrieval, rouge, sql, tokens
 from lora_jax.metrics.metric import Metric, Predictions, Scoring, combine
 
 __all__ = ["METRICS", "Metric", "Predictions", "Scoring", "better", "combine", "lower_is_better", "score"]
 
+_CLASSES = frozenset({"labels", "logits"})
+_NUMBERS = frozenset({"labels", "values"})
+_TEXTS = frozenset({"texts", "references"})
+_RANKINGS = frozenset({"scores", "relevance"})
 _ROWS = (
-    Metric("accuracy", "accuracy", True, frozenset({"labels", "logits"}), classification.accuracy),
+    Metric("accuracy", "accuracy", True, _CLASSES, classification.accuracy, classification.hits),
     Metric("loss", "loss", False, frozenset({"losses", "tokens"}), language.loss),
     Metric("perplexity", "perplexity", False, frozenset({"losses", "tokens"}), language.perplexity),
+    Metric("bits_per_byte", "bits per byte", False, frozenset({"losses", "byte_counts"}), language.bits_per_byte),
     Metric("token_accuracy", "token accuracy", True, frozenset({"correct", "tokens"}), language.token_accuracy),
-    Metric("f1", "F1", True, frozenset({"labels", "logits"}), classification.f1),
-    Metric("matthews", "Matthews correlation", True, frozenset({"labels", "logits"}), classification.matthews),
+    Metric("f1", "F1", True, _CLASSES, classification.f1),
+    Metric("matthews", "Matthews correlation", True, _CLASSES, classification.matthews),
     Metric(
         "mean_squared_error",
         "mean squared error",
         False,
-        frozenset({"labels", "values"}),
+        _NUMBERS,
         regression.mean_squared_error,
+        regression.squared_errors,
     ),
-    Metric("bleu", "bleu", True, frozenset({"texts", "references"}), language.bleu),
+    Metric("pearson", "Pearson correlation", True, _NUMBERS, regression.pearson),
+    Metric("spearman", "Spearman correlation", True, _NUMBERS, regression.spearman),
+    Metric("bleu", "bleu", True, _TEXTS, language.bleu),
+    Metric.mean_of(functools.partial(rouge.f_measures, "rouge1"), "rouge1", "ROUGE-1", True, _TEXTS),
+    Metric.mean_of(functools.partial(rouge.f_measures, "rouge2"), "rouge2", "ROUGE-2", True, _TEXTS),
+    Metric.mean_of(functools.partial(rouge.f_measures, "rougeL"), "rougeL", "ROUGE-L", True, _TEXTS),
+    Metric.mean_of(answers.exact_match, "exact_match", "exact match", True, _TEXTS),
+    Metric.mean_of(answers.gsm8k_match, "gsm8k_match", "GSM8K answer match", True, _TEXTS),
+    Metric.mean_of(answers.number_match, "number_match", "number match", True, _TEXTS),
+    Metric.mean_of(answers.letter_match, "letter_match", "letter match", True, _TEXTS),
+    Metric.mean_of(answers.option_match, "option_match", "option match", True, _TEXTS),
+    Metric.mean_of(sql.logical_form, "logical_form", "logical form accuracy", True, _TEXTS),
+    Metric.mean_of(functools.partial(retrieval.recall, 1), "recall_at_1", "recall@1", True, _RANKINGS),
+    Metric.mean_of(functools.partial(retrieval.recall, 10), "recall_at_10", "recall@10", True, _RANKINGS),
+    Metric.mean_of(functools.partial(retrieval.ndcg, 10), "ndcg_at_10", "nDCG@10", True, _RANKINGS),
+    Metric("span_f1", "span F1", True, frozenset({"tags", "predicted_tags"}), tokens.span_f1),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
 

@@ -8,8 +8,12 @@ from lora_jax.metrics.metric import Predictions
 
 def accuracy(predictions: Predictions) -> float:
     """Returns the share of examples whose largest logit is their label's. A row of logits with a NaN is wrong."""
-    logits, labels = logits_and_labels(predictions)
-    return float(correct(logits, labels).mean())
+    return float(hits(predictions).mean())
+
+
+def hits(predictions: Predictions) -> Float[np.ndarray, " examples"]:
+    """Returns 1 for each example whose largest logit is its label's, else 0."""
+    return correct(*logits_and_labels(predictions)).astype(np.float64)
 
 
 def matthews(predictions: Predictions) -> float:

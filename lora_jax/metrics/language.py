@@ -23,6 +23,18 @@ def perplexity(predictions: Predictions) -> float:
         return float(np.exp(loss(predictions)))
 
 
+def bits_per_byte(predictions: Predictions) -> float:
+    """Returns the negative log-likelihood of the labelled texts in bits, over their length in UTF-8 bytes.
+
+    Unlike perplexity it compares models of different tokenizers (Gao et al., arXiv 2101.00027, section 3.1). Raises
+    ValueError if no byte is labelled.
+    """
+    byte_count = float(np.asarray(predictions.byte_counts, np.float64).sum())
+    if byte_count < 1:
+        raise ValueError("no byte is labelled")
+    return float(np.asarray(predictions.losses, np.float64).sum() / np.log(2) / byte_count)
+
+
 def token_accuracy(predictions: Predictions) -> float:
     """Returns the share of labelled tokens that have the largest logit. Raises ValueError if no token is labelled."""
     return float(np.asarray(predictions.correct, np.float64).sum() / _labelled(predictions))

@@ -20,6 +20,11 @@ class Predictions:
       correct: the number of those that have the largest logit.
       texts: the generated text of each prompt.
       references: the reference texts of each prompt, at least one.
+      byte_counts: the UTF-8 bytes of each example's labelled text.
+      scores: how well each document suits each query; larger is better.
+      relevance: how relevant each document is to each query; 0 is not relevant.
+      tags: the true tag of each token of each text, in BIO: "O", "B-PER", "I-PER".
+      predicted_tags: the predicted tags of the same tokens.
     """
 
     labels: Shaped[np.ndarray, " examples"] | None = None
@@ -30,6 +35,11 @@ class Predictions:
     correct: Int[np.ndarray, " examples"] | Bool[np.ndarray, " examples"] | None = None
     texts: Sequence[str] | None = None
     references: Sequence[Sequence[str]] | None = None
+    byte_counts: Int[np.ndarray, " examples"] | None = None
+    scores: Float[np.ndarray, "queries documents"] | None = None
+    relevance: Float[np.ndarray, "queries documents"] | None = None
+    tags: Sequence[Sequence[str]] | None = None
+    predicted_tags: Sequence[Sequence[str]] | None = None
 
     @property
     def fields(self) -> frozenset[str]:
@@ -57,6 +67,8 @@ class Metric:
       higher_is_better: whether a larger value is better.
       needs: the fields of `Predictions` that `compute` reads.
       compute: the definition, in float64.
+      per_example: the values whose mean `compute` returns, one for each example in order, for tests on paired
+        examples; None for a metric that is not a mean over examples.
     """
 
     name: str
@@ -64,6 +76,26 @@ class Metric:
     higher_is_better: bool
     needs: frozenset[str]
     compute: Callable[[Predictions], float]
+    per_example: Callable[[Predictions], Float[np.ndarray, " examples"]] | None = None
+
+    @classmethod
+    def mean_of(
+        cls,
+        per_example: Callable[[Predictions], Float[np.ndarray, " examples"]],
+        name: str,
+        title: str,
+        higher_is_better: bool,
+        needs: frozenset[str],
+    ) -> "Metric":
+        """Returns the metric that is the mean of `per_example`. It raises ValueError if there is no example."""
+
+        def compute(predictions: Predictions) -> float:
+            values = per_example(predictions)
+            if not len(values):
+                raise ValueError("no example to score")
+            return float(values.mean())
+
+        return cls(name, title, higher_is_better, needs, compute, per_example)
 
 
 @dataclasses.dataclass(frozen=True)
