@@ -12,7 +12,14 @@ from lora_jax.metrics.metric import Metric, Predictions, Scoring, combine
 __all__ = ["METRICS", "Metric", "Predictions", "Scoring", "better", "combine", "lower_is_better", "score"]
 
 _ROWS = (
-    Metric("accuracy", "accuracy", True, frozenset({"labels", "logits"}), classification.accuracy),
+    Metric(
+        "accuracy",
+        "accuracy",
+        True,
+        frozenset({"labels", "logits"}),
+        classification.accuracy,
+        classification.right_examples,
+    ),
     Metric("loss", "loss", False, frozenset({"losses", "tokens"}), language.loss),
     Metric("perplexity", "perplexity", False, frozenset({"losses", "tokens"}), language.perplexity),
     Metric("token_accuracy", "token accuracy", True, frozenset({"correct", "tokens"}), language.token_accuracy),
@@ -24,6 +31,7 @@ _ROWS = (
         False,
         frozenset({"labels", "values"}),
         regression.mean_squared_error,
+        regression.squared_errors,
     ),
     Metric("bleu", "bleu", True, frozenset({"texts", "references"}), language.bleu),
 )

@@ -57,6 +57,7 @@ class Metric:
       higher_is_better: whether a larger value is better.
       needs: the fields of `Predictions` that `compute` reads.
       compute: the definition, in float64.
+      per_example: the value of each example (bool for 0/1), if the metric is their mean. None for other metrics.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Metric:
     higher_is_better: bool
     needs: frozenset[str]
     compute: Callable[[Predictions], float]
+    per_example: Callable[[Predictions], Shaped[np.ndarray, " examples"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
