@@ -10,8 +10,8 @@ from lora_jax.records.outcomes import Outcomes
 from lora_jax.statistics import CORPUS_METRICS
 
 
-def outcomes_of(predictions: Predictions, metrics: Iterable[str], fingerprint: str) -> Outcomes | None:
-    """Returns what runs are compared by later, or None if none of `metrics` has it.
+def outcomes_of(predictions: Predictions, metrics: Iterable[str], fingerprint: str) -> Outcomes:
+    """Returns what runs are compared by later.
 
     Metrics that are means over examples have their values kept. Those of CORPUS_METRICS are computed again from labels
     and predictions. All others, such as BLEU, have nothing kept.
@@ -33,9 +33,7 @@ def outcomes_of(predictions: Predictions, metrics: Iterable[str], fingerprint: s
             classes = logits.shape[-1]
         else:
             labels, predicted = np.asarray(predictions.labels, np.float32), np.asarray(predictions.values, np.float32)
-    if not per_example and labels is None:
-        return None
-    examples = len(next(iter(per_example.values())) if labels is None else labels)
+    examples = len(getattr(predictions, min(predictions.fields)))  # each field has one entry for each example
     return Outcomes(fingerprint, examples, per_example, labels, predicted, classes)
 
 

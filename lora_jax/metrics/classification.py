@@ -18,7 +18,8 @@ def right_examples(predictions: Predictions) -> Bool[np.ndarray, " examples"]:
 
 def predicted_classes(logits: Float[np.ndarray, "examples classes"]) -> Int[np.ndarray, " examples"]:
     """Returns the class of each example's largest logit, and the number of classes for a row with a NaN."""
-    return np.where(np.isnan(logits).any(-1), logits.shape[-1], logits.argmax(-1))
+    predicted: np.ndarray = np.where(np.isnan(logits).any(-1), logits.shape[-1], logits.argmax(-1))
+    return predicted
 
 
 def matthews(predictions: Predictions) -> float:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -18,7 +19,16 @@ OUTCOMES_FILE = "outcomes.npz"
 _VERSION = 1
 _PER_EXAMPLE = "per_example/"  # before a metric's name in the archive
 _LARGEST = 2**28  # bytes, unpacked: 67 million numbers
-_DAMAGE = (ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +65,7 @@ class Outcomes:
         for name, answers, beyond in (("labels", self.labels, 0), ("predicted", self.predicted, 1)):
             if answers is not None:
                 self._check(name, answers, (kind,))
-                if self.classes is not None and not ((0 <= answers) & (answers < self.classes + beyond)).all():
+                if self.classes is not None and not ((answers >= 0) & (answers < self.classes + beyond)).all():
                     raise ValueError(f"{name}: a class is not among the {self.classes} classes")
 
     def _check(self, name: str, values: Shaped[np.ndarray, "..."], kinds: tuple[np.dtype, ...]) -> None:
@@ -68,7 +78,7 @@ class Outcomes:
 
 def write_outcomes(folder: Path, outcomes: Outcomes) -> None:
     """Writes ``folder/outcomes.npz``, compressed, with eight 0/1 outcomes to a byte."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "version": np.int64(_VERSION),
         "examples": np.int64(outcomes.examples),
         "fingerprint": np.frombuffer(bytes.fromhex(outcomes.fingerprint), np.uint8),

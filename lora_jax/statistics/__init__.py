@@ -4,7 +4,7 @@ README.md of this package has the formulas and their sources. Imports NumPy and 
 """
 
 from lora_jax.statistics.bootstrap import corpus_standard_error
-from lora_jax.statistics.corpus import CORPUS_METRICS, Answers, CorpusMetric
+from lora_jax.statistics.corpus import CORPUS_METRICS, Answers, CorpusMetric, corpus_metric
 from lora_jax.statistics.paired import Difference, compare_corpus, compare_means
 from lora_jax.statistics.seeds import SeedScores, share_standard_error, standard_error
 
@@ -16,6 +16,7 @@ __all__ = [
     "SeedScores",
     "compare_corpus",
     "compare_means",
+    "corpus_metric",
     "corpus_standard_error",
     "share_standard_error",
     "standard_error",

@@ -3,14 +3,14 @@
 A resample of a test set is a weight for each example: how often it was drawn. With all weights 1 each function equals
 the function of the same name in ``lora_jax.metrics``; ``tests/statistics/test_corpus.py`` compares them.
 
-To resample another metric: a function here, and a row in CORPUS_METRICS under the metric's name.
+To resample another metric: a function here, and a row under the metric's name at the end of this file.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ CorpusMetric = Callable[[Answers, Weights], Scores]
 
 def matthews(answers: Answers, weights: Weights) -> Scores:
     """Returns Matthews' correlation, R_K for more than two classes (Gorodkin, 2004, equation 2). 0 where undefined."""
-    true, predicted = _one_hot(answers)
+    true, predicted = _one_hot(answers, np.unique([answers.labels, answers.predicted]))
     n = weights.sum(1)
     true_counts, predicted_counts = weights @ true, weights @ predicted
     covariance = n * (weights @ (answers.labels == answers.predicted)) - (true_counts * predicted_counts).sum(1)
@@ -45,11 +45,12 @@ def matthews(answers: Answers, weights: Weights) -> Scores:
 
 def f1(answers: Answers, weights: Weights) -> Scores:
     """Returns F1 of class 1 where there are two classes, else its mean over the classes that occur in a sample."""
-    # The last column is the class of examples that were given none. No label is of it.
-    true, predicted = (table[:, :-1] for table in _one_hot(answers))
+    occurring = np.unique([answers.labels, answers.predicted])
+    binary = answers.classes == 2
+    true, predicted = _one_hot(answers, np.array([1]) if binary else occurring[occurring != answers.classes])
     totals = weights @ (true + predicted)
     scores = _ratio(2 * (weights @ (true * predicted)), totals)
-    return scores[:, 1] if answers.classes == 2 else _ratio(scores.sum(1), (totals > 0).sum(1))
+    return scores[:, 0] if binary else _ratio(scores.sum(1), (totals > 0).sum(1))
 
 
 def pearson(answers: Answers, weights: Weights) -> Scores:
@@ -62,19 +63,21 @@ def spearman(answers: Answers, weights: Weights) -> Scores:
     return _correlation(_ranks(answers.labels, weights), _ranks(answers.predicted, weights), weights)
 
 
-CORPUS_METRICS: Mapping[str, CorpusMetric] = {
-    "matthews": matthews,
-    "f1": f1,
-    "pearson": pearson,
-    "spearman": spearman,
-}
+_OF_CLASSES: Mapping[str, CorpusMetric] = {"matthews": matthews, "f1": f1}
+_OF_VALUES: Mapping[str, CorpusMetric] = {"pearson": pearson, "spearman": spearman}
+CORPUS_METRICS = frozenset({*_OF_CLASSES, *_OF_VALUES})
 
 
-def _one_hot(answers: Answers) -> tuple[Float[np.ndarray, "examples k"], Float[np.ndarray, "examples k"]]:
-    if answers.classes is None:
-        raise ValueError("the metric is of classes, and the answers are values")
-    table = np.eye(answers.classes + 1)
-    return table[answers.labels.astype(int)], table[answers.predicted.astype(int)]
+def corpus_metric(name: str, classes: int | None) -> CorpusMetric | None:
+    """Returns the metric of this name if it is one of classes, or of values where `classes` is None; else None."""
+    return (_OF_VALUES if classes is None else _OF_CLASSES).get(name)
+
+
+def _one_hot(
+    answers: Answers, classes: Int[np.ndarray, " classes"]
+) -> tuple[Float[np.ndarray, "examples classes"], Float[np.ndarray, "examples classes"]]:
+    true, predicted = ((side[:, None] == classes).astype(np.float64) for side in (answers.labels, answers.predicted))
+    return true, predicted
 
 
 def _row(values: Shaped[np.ndarray, " examples"]) -> Float[np.ndarray, "1 examples"]:

@@ -43,7 +43,7 @@ class Difference:
     @property
     def distinguishable(self) -> bool:
         """Whether the interval excludes 0."""
-        return not self.low <= 0 <= self.high
+        return self.low > 0 or self.high < 0
 
 
 def compare_means(
