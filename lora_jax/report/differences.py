@@ -1,8 +1,9 @@
 """Differences of the headline metric between runs, by what each answered to the same test examples, and in words."""
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,11 +88,12 @@ def gap(first: Sequence[Row], second: Sequence[Row], split: str) -> Gap | None:
     sides = [tuple(row.outcomes for row in side if row.outcomes is not None) for side in (first, second)]
     complete = split == "test" and len(sides[0]) == len(first) and len(sides[1]) == len(second)
     metric = first[0].metric
-    return Gap(
-        SeedScores.of(scores[0]),
-        SeedScores.of(scores[1]),
-        _compare(metric, *sides) if complete and metric is not None else None,
-    )
+    found = Gap(SeedScores.of(scores[0]), SeedScores.of(scores[1]), None)
+    difference = _compare(metric, *sides) if complete and metric is not None else None
+    # Another version of the program may have recorded another definition of the metric.
+    if difference is None or not math.isclose(difference.value, found.value, rel_tol=1e-3, abs_tol=1e-3):
+        return found
+    return replace(found, difference=difference)
 
 
 def standard_error_of(row: Row) -> float | None:
