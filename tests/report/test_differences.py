@@ -160,7 +160,7 @@ def test_a_baseline_alone_and_runs_without_one_have_no_column(tmp_path):
 
 
 def write_predictions(root, overrides, wrong, recorded):
-    """A run that gets `wrong` of 500 examples of each of two classes wrong: Matthews' correlation is 1 - wrong / 250."""
+    """A run with `wrong` of 500 examples of each of two classes wrong: Matthews' correlation is 1 - wrong / 250."""
     labels = np.arange(1000, dtype=np.int32) % 2
     predicted = labels.copy()
     predicted[: 2 * wrong] ^= 1
@@ -169,7 +169,7 @@ def write_predictions(root, overrides, wrong, recorded):
 
 
 def test_a_metric_of_all_examples_is_computed_again_from_what_was_predicted(tmp_path):
-    """Runs differ in 100 examples of 1,000, so the accuracy's difference has the error sqrt(0.1 - 0.1²) / sqrt(1000)."""
+    """Runs differ in 100 examples of 1,000: the accuracy's difference has the error sqrt((0.1 - 0.1²) / 1000)."""
     write_predictions(tmp_path, {"rank": 8}, 50, 0.8)
     write_predictions(tmp_path, {"method": "full"}, 100, 0.6)
     rows = load_rows(tmp_path)
