@@ -17,7 +17,7 @@ _NUMBERS = frozenset({"labels", "values"})
 _TEXTS = frozenset({"texts", "references"})
 _RANKINGS = frozenset({"scores", "relevance"})
 _ROWS = (
-    Metric("accuracy", "accuracy", True, _CLASSES, classification.accuracy, classification.hits),
+    Metric("accuracy", "accuracy", True, _CLASSES, classification.accuracy, classification.right_examples),
     Metric("loss", "loss", False, frozenset({"losses", "tokens"}), language.loss),
     Metric("perplexity", "perplexity", False, frozenset({"losses", "tokens"}), language.perplexity),
     Metric("bits_per_byte", "bits per byte", False, frozenset({"losses", "byte_counts"}), language.bits_per_byte),

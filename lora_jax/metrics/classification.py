@@ -8,12 +8,18 @@ from lora_jax.metrics.metric import Predictions
 
 def accuracy(predictions: Predictions) -> float:
     """Returns the share of examples whose largest logit is their label's. A row of logits with a NaN is wrong."""
-    return float(hits(predictions).mean())
+    return float(right_examples(predictions).mean())
 
 
-def hits(predictions: Predictions) -> Float[np.ndarray, " examples"]:
-    """Returns 1 for each example whose largest logit is its label's, else 0."""
-    return correct(*logits_and_labels(predictions)).astype(np.float64)
+def right_examples(predictions: Predictions) -> Bool[np.ndarray, " examples"]:
+    """Returns whether each example's largest logit is its label's, of which accuracy is the mean."""
+    return correct(*logits_and_labels(predictions))
+
+
+def predicted_classes(logits: Float[np.ndarray, "examples classes"]) -> Int[np.ndarray, " examples"]:
+    """Returns the class of each example's largest logit, and the number of classes for a row with a NaN."""
+    predicted: np.ndarray = np.where(np.isnan(logits).any(-1), logits.shape[-1], logits.argmax(-1))
+    return predicted
 
 
 def matthews(predictions: Predictions) -> float:
@@ -26,7 +32,7 @@ def matthews(predictions: Predictions) -> float:
     """
     logits, labels = logits_and_labels(predictions)
     classes = logits.shape[-1] + 1
-    predicted = np.where(np.isnan(logits).any(-1), classes - 1, logits.argmax(-1))
+    predicted = predicted_classes(logits)
     n, agreements = len(labels), int((predicted == labels).sum())
     true_counts = np.bincount(labels, minlength=classes).astype(np.float64)
     predicted_counts = np.bincount(predicted, minlength=classes).astype(np.float64)

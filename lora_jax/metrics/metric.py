@@ -76,12 +76,12 @@ class Metric:
     higher_is_better: bool
     needs: frozenset[str]
     compute: Callable[[Predictions], float]
-    per_example: Callable[[Predictions], Float[np.ndarray, " examples"]] | None = None
+    per_example: Callable[[Predictions], Shaped[np.ndarray, " examples"]] | None = None
 
     @classmethod
     def mean_of(
         cls,
-        per_example: Callable[[Predictions], Float[np.ndarray, " examples"]],
+        per_example: Callable[[Predictions], Shaped[np.ndarray, " examples"]],
         name: str,
         title: str,
         higher_is_better: bool,

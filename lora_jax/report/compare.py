@@ -1,13 +1,14 @@
 """Compares rows: seeds as mean and spread, each configuration at its best learning rate, the finding in a sentence."""
 
-import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from lora_jax.records.inputs import data_key, inputs_key
+from lora_jax.report.differences import gap
 from lora_jax.report.rows import Row, extra_axes, readable
 from lora_jax.report.text import short
+from lora_jax.statistics import SeedScores
 
 BASELINE = "full fine-tuning"  # what every finding compares with: rows whose method trains the base
 
@@ -32,12 +33,12 @@ class Configuration:
 
     def mean(self, figure: Callable[[Row], float | None]) -> float | None:
         values = self.values(figure)
-        return statistics.fmean(values) if values else None
+        return SeedScores.of(values).mean if values else None
 
     def std(self, figure: Callable[[Row], float | None]) -> float | None:
         """Returns the sample standard deviation over seeds (n - 1); None for fewer than two."""
         values = self.values(figure)
-        return statistics.stdev(values) if len(values) > 1 else None
+        return SeedScores.of(values).std if values else None
 
     def values(self, figure: Callable[[Row], float | None]) -> list[float]:
         return [value for value in map(figure, self.rows) if value is not None]
@@ -77,6 +78,16 @@ def at_best_lr(rows: list[Row]) -> list[Configuration]:
         if key not in best or _quality(configuration) > _quality(best[key]):
             best[key] = configuration
     return list(best.values())
+
+
+def baseline_by_run(rows: list[Row]) -> dict[str, Configuration]:
+    """Returns the baseline at its best learning rate for each run, by name, that it can be compared to."""
+    found: dict[str, Configuration] = {}
+    for group in comparable(rows).values():
+        candidates = [configuration for configuration in at_best_lr(group) if configuration.row.trains_base]
+        if candidates and conflict(group) is None:
+            found |= {row.name: _nearest(candidates, row, group) for row in group}
+    return found
 
 
 def several_lrs(rows: list[Row]) -> bool:
@@ -195,17 +206,24 @@ def _finding(rows: list[Row]) -> str:
         return f"No run has finished: {unfinished(rows)}."
     if not chosen:
         return "The finished runs have no test and no validation figure, so there is nothing to compare."
-    baseline = next((configuration for configuration in chosen if configuration.row.trains_base), None)
+    baselines = [configuration for configuration in chosen if configuration.row.trains_base]
     others = [configuration for configuration in chosen if not configuration.row.trains_base]
     not_finished = f" Not finished: {unfinished(rows)}." if unfinished(rows) else ""
     if not others:
-        assert baseline is not None
-        return f"Only {BASELINE} has finished: it {_reaches(baseline, split, metric)}.{not_finished}"
+        return f"Only {BASELINE} has finished: it {_reaches(baselines[0], split, metric)}.{not_finished}"
     best, text = _best(others, rows, split, metric)
-    if baseline is None:
+    if not baselines:
         return f"{text}; {_why_no_baseline(rows)}.{not_finished}"
-    reaches = _reaches(baseline, split, metric, _difference(baseline, best, split))
+    baseline = _nearest(baselines, best.row, rows)
+    difference = gap(best.rows, baseline.rows, split)
+    reaches = _reaches(baseline, split, metric, difference.clause() if difference else "")
     return f"{text}; {BASELINE} {reaches}.{not_finished}"
+
+
+def _nearest(baselines: list[Configuration], row: Row, rows: list[Row]) -> Configuration:
+    """Returns the first of `baselines` that agrees with `row` in the most axes that have no column of their own."""
+    extra = extra_axes(rows)
+    return max(baselines, key=lambda c: sum(c.row.overrides.get(key) == row.overrides.get(key) for key in extra))
 
 
 def _best(others: list[Configuration], rows: list[Row], split: str, metric: str) -> tuple[Configuration, str]:
@@ -242,26 +260,6 @@ def _reaches(configuration: Configuration, split: str, metric: str, remark: str 
     seeds = len(configuration.rows)
     remarks = "; ".join(filter(None, [f"mean of {seeds} seeds" if seeds > 1 else "", remark]))
     return f"reaches {number(mean)} {split_name(split)} {metric}" + (f" ({remarks})" if remarks else "")
-
-
-def _difference(baseline: Configuration, best: Configuration, split: str) -> str:
-    def score(row: Row) -> float | None:
-        return row.score(split)
-
-    best_mean, baseline_mean = best.mean(score), baseline.mean(score)
-    assert best_mean is not None and baseline_mean is not None
-    scale = 100 if max(abs(best_mean), abs(baseline_mean)) <= 1 else 1
-    gap = scale * (baseline_mean - best_mean)
-    if gap == 0:
-        return "the same"
-    size = f"{abs(gap):.1f} points" if abs(gap) >= 0.05 else "less than 0.1 points"
-    text = f"{size} {'higher' if gap > 0 else 'lower'}"
-    spreads = [spread for spread in (best.std(score), baseline.std(score)) if spread is not None]
-    if len(spreads) == 2 and abs(gap) < scale * max(spreads):
-        text += ", within the spread of the seeds"
-    elif not spreads:
-        text += ", one seed each"
-    return text
 
 
 def _name(configuration: Configuration, others: list[Configuration], rows: list[Row]) -> str:

@@ -1,11 +1,13 @@
 """The runs of a sweep as rows, from their run.json and summary.json."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, InstanceOf
 
 from lora_jax.errors import UserError, shown
 from lora_jax.metrics import better
@@ -24,6 +26,7 @@ from lora_jax.records import (
     read_run,
     read_summary,
 )
+from lora_jax.records.outcomes import OUTCOMES_FILE, Outcomes, read_outcomes
 from lora_jax.report.text import visible
 
 _NO_METHOD = "?"  # of a run whose records do not say it
@@ -41,6 +44,7 @@ class Row(Results):
     run: RunRecord = Field(repr=False)
     records: tuple[MetricsRecord, ...] = Field((), repr=False)  # metrics.jsonl
     overrides: Mapping[str, str]  # {"rank": "8"}
+    outcomes: InstanceOf[Outcomes] | None = Field(None, repr=False)  # outcomes.npz
 
     @property
     def finished(self) -> bool:
@@ -86,6 +90,9 @@ def _row(folder: Path, sweep: Path) -> Row:
         records = tuple(read_metrics(folder, summary))
         if summary is not None:
             _check_same_run(run, summary, folder)
+        outcomes = None if summary is None else read_outcomes(folder)
+        if summary is not None and outcomes is not None:
+            _check_same_scores(summary, outcomes, folder)
     except UserError as error:
         return _unreadable(folder, sweep, str(error))
     run = RunRecord.model_validate(visible(run.model_dump()))
@@ -94,7 +101,7 @@ def _row(folder: Path, sweep: Path) -> Row:
     known: dict[str, Any] = {"folder": folder, "run": run, "records": records, "overrides": overrides}
     if summary is not None:
         results = {name: getattr(summary, name) for name in Results.model_fields}
-        return Row(**results, **known, status=summary.status)
+        return Row(**results, **known, status=summary.status, outcomes=outcomes)
     return Row(
         **{name: getattr(run.axes, name) for name in Axes.model_fields},
         **known,
@@ -113,6 +120,18 @@ def _check_same_run(run: RunRecord, summary: Summary, folder: Path) -> None:
             raise UserError(
                 f"{folder / SUMMARY_FILE} is of another run than {RUN_FILE}: its {field} is {shown(value)}, "
                 f"the other's is {shown(other)}"
+            )
+
+
+def _check_same_scores(summary: Summary, outcomes: Outcomes, folder: Path) -> None:
+    for name, values in outcomes.per_example.items():
+        recorded = (summary.test or {}).get(name)
+        mean = float(values.mean(dtype=np.float64))
+        # Values are kept in single precision.
+        if recorded is not None and math.isfinite(recorded) and not math.isclose(mean, recorded, rel_tol=1e-5):
+            raise UserError(
+                f"{folder / OUTCOMES_FILE} is of another run than {SUMMARY_FILE}: its {name} is {mean:.6g}, the "
+                f"other's is {recorded:.6g}"
             )
 
 

@@ -13,11 +13,27 @@ from rich import box
 from rich.table import Table
 from rich.text import Text as PlainText
 
-from lora_jax.report.compare import comparable, configurations, conflicts, headline_split, number, share, split_name
+from lora_jax.report.compare import (
+    BASELINE,
+    Configuration,
+    baseline_by_run,
+    capitalised,
+    comparable,
+    configurations,
+    conflicts,
+    headline_split,
+    number,
+    share,
+    split_name,
+)
+from lora_jax.report.differences import Gap, gap, standard_error_of
 from lora_jax.report.rows import Row, extra_axes
 from lora_jax.report.text import short
+from lora_jax.statistics import Difference
 
 UNKNOWN = "\u2013"
+VERSUS = f"vs {BASELINE}"
+STANDARD_ERROR = "standard error"
 
 
 @dataclass(frozen=True)
@@ -50,11 +66,13 @@ def headline(rows: list[Row]) -> Text:
         else:
             columns.append(column)
     lines = [[_cell(column, row) for column in columns] for row in rows]
-    return Text(
-        [short(column.title) for column in columns],
-        lines,
-        f"The same wherever it applies: {', '.join(same)}." if same else "",
+    titles = [short(column.title) for column in columns]
+    notes = [f"The same wherever it applies: {', '.join(same)}."] if same else []
+    notes += (
+        ["Standard error: of the test score, from the number of test examples."] if STANDARD_ERROR in titles else []
     )
+    notes += [_versus_note("")] if VERSUS in titles else []
+    return Text(titles, lines, " ".join(notes))
 
 
 def over_seeds(rows: list[Row]) -> Text | None:
@@ -69,18 +87,23 @@ def over_seeds(rows: list[Row]) -> Text | None:
         ("tokens/s", lambda row: row.tokens_per_s, lambda value: f"{value:,.0f}"),
     ]
     figures = [figure for figure in figures if any(group.values(figure[1]) for group in groups)]
+    found = baseline_by_run(rows)
+    gaps = [_gap_to(found.get(group.row.name), group.rows, split) for group in groups]
+    versus = [VERSUS] if any(gaps) else []
     names = [column for column in _axis_columns(rows) if column.title not in ("seed", "init seed")]
     names = [c for c in names if c.title == "method" or len({repr(c.value(g.row)) for g in groups} - {"None"}) > 1]
     lines = []
-    for group in groups:
+    for group, difference in zip(groups, gaps, strict=True):
         line = [_cell(column, group.row) for column in names]
         for _, figure, text in figures:
             mean, std = group.mean(figure), group.std(figure)
             line.append(UNKNOWN if mean is None else text(mean) + (f" ± {text(std)}" if std is not None else ""))
         missing = f" ({group.missing} not finished)" if group.missing else ""
+        line += [difference.cell() if difference else UNKNOWN] if versus else []
         lines.append([*line, f"{len(group.rows)}{missing}"])
-    titles = [*(column.title for column in names), *(title for title, _, _ in figures), "n"]
-    return Text(titles, lines, "Mean ± sample standard deviation over n seeds.")
+    titles = [*(column.title for column in names), *(title for title, _, _ in figures), *versus, "n"]
+    note = f" {_versus_note(', and over seeds where both have several')}" if versus else ""
+    return Text(titles, lines, f"Mean ± sample standard deviation over n seeds.{note}")
 
 
 def markdown(rows: list[Row]) -> str:
@@ -115,6 +138,7 @@ def raw_csv(rows: list[Row]) -> str:
     for part in ("test", "valid_best"):
         names = sorted({name for row in rows for name in getattr(row, part) or {}})
         columns += [(f"{part}/{name}", _figure(part, name)) for name in names]
+    columns += [("test_se", standard_error_of), *_difference_columns(rows)]
     columns += [(key, operator.attrgetter(key)) for key in costs]
     columns += [
         ("pack", lambda row: row.pack and row.pack.index),
@@ -128,7 +152,10 @@ def raw_csv(rows: list[Row]) -> str:
 
 
 def terminal_table(rows: list[Row]) -> Table:
-    """Returns the table of runs for rich to print. Names are left out where the axes tell the runs apart."""
+    """Returns the table of runs for rich to print, without intervals, which take too much of a line.
+
+    Names are left out where the axes tell the runs apart.
+    """
     text = headline(rows)
     axes = {tuple(_cell(column, row) for column in _axis_columns(rows)) for row in rows}
     first = 1 if len(axes) == len(rows) else 0
@@ -137,14 +164,16 @@ def terminal_table(rows: list[Row]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, caption=caption or None, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for place, title in list(enumerate(text.titles))[first:]:
+    shown = [place for place, title in enumerate(text.titles) if title not in (STANDARD_ERROR, VERSUS)][first:]
+    for place in shown:
+        title = text.titles[place]
         words = title in ("name", "method", "targets", "status")
         # Lines break between words, never within one.
         width = max(len(word) for cell in (title, *(line[place] for line in text.lines)) for word in cell.split())
         table.add_column(PlainText(title), justify="left" if words else "right", min_width=width)
     colours = {"failed": "red", "diverged": "red", "unreadable": "red", "running": "cyan", "interrupted": "yellow"}
     for row, line in zip(rows, text.lines, strict=True):
-        table.add_row(*map(PlainText, line[first:]), style=colours.get(row.status))
+        table.add_row(*(PlainText(line[place]) for place in shown), style=colours.get(row.status))
     return table
 
 
@@ -175,11 +204,13 @@ def duration(seconds: float) -> str:
 
 
 def _columns(rows: list[Row]) -> list[Column]:
-    split = headline_split(rows)
+    split, found = headline_split(rows), baseline_by_run(rows)
     return [
         Column("name", lambda row: row.name, always=True),
         *_axis_columns(rows),
         Column(f"{split_name(split)} {_metric(rows)}", lambda row: row.score(split), number, always=True),
+        Column(STANDARD_ERROR, standard_error_of, number, always=True),
+        Column(VERSUS, lambda row: _gap_to(found.get(row.name), (row,), split), Gap.cell, always=True),
         Column("test loss", _test_loss, lambda value: f"{value:.3f}", always=True),
         Column("trainable", lambda row: row.trainable, parameters, always=True),
         Column("share", lambda row: row.trainable_share, share, always=True),
@@ -187,6 +218,40 @@ def _columns(rows: list[Row]) -> list[Column]:
         Column("peak memory", lambda row: row.peak_memory_bytes, size, always=True),
         Column("adapter", lambda row: row.adapter_bytes, size, always=True),
         Column("status", lambda row: row.status, always=True),
+    ]
+
+
+def _gap_to(baseline: Configuration | None, runs: tuple[Row, ...], split: str) -> Gap | None:
+    """Returns the difference of some runs to the baseline; None for runs of the baseline itself."""
+    if baseline is None or runs[0].name in {row.name for row in baseline.rows}:
+        return None
+    return gap(runs, baseline.rows, split)
+
+
+def _versus_note(seeds: str) -> str:
+    return (
+        f"{capitalised(VERSUS)}: the score minus that of {BASELINE} at its best learning rate, in points where scores "
+        f"are at most 1. In brackets its 95% confidence interval over test examples{seeds}."
+    )
+
+
+def _difference_columns(rows: list[Row]) -> list[tuple[str, Callable[[Row], Any]]]:
+    split, found = headline_split(rows), baseline_by_run(rows)
+    gaps = {row.name: _gap_to(found.get(row.name), (row,), split) for row in rows}
+
+    def column(title: str, value: Callable[[Difference], Any]) -> tuple[str, Callable[[Row], Any]]:
+        def cell(row: Row) -> Any:
+            known = gaps[row.name]
+            return None if known is None or known.difference is None else value(known.difference)
+
+        return title, cell
+
+    return [
+        ("difference", lambda row: known.value if (known := gaps[row.name]) else None),
+        column("difference_low", lambda difference: difference.low),
+        column("difference_high", lambda difference: difference.high),
+        column("difference_p", lambda difference: difference.p),
+        column("distinguishable", lambda difference: difference.distinguishable),
     ]
 
 
