@@ -69,3 +69,13 @@ def read_classes(builder: "FolderBuilder", text: str) -> TaskData:
         for name, rows in read_splits(builder).items()
     }
     return TaskData(tuple(builder.info.features["label"].names), splits)
+
+
+def read_texts(builder: "FolderBuilder") -> TaskData:
+    """Reads every split of a prepared generation task, whose features are a ``prompt`` and a ``reference``."""
+    return TaskData((), {name: text_examples(rows) for name, rows in read_splits(builder).items()})
+
+
+def text_examples(rows: Sequence[Mapping[str, Any]]) -> Examples:
+    """Returns the records of a split with a ``prompt`` and a ``reference`` each as examples, in order."""
+    return Examples([row["prompt"].decode() for row in rows], [row["reference"].decode() for row in rows])
