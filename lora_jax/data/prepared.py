@@ -77,5 +77,12 @@ def read_texts(builder: "FolderBuilder") -> TaskData:
 
 
 def text_examples(rows: Sequence[Mapping[str, Any]]) -> Examples:
-    """Returns the records of a split with a ``prompt`` and a ``reference`` each as examples, in order."""
-    return Examples([row["prompt"].decode() for row in rows], [row["reference"].decode() for row in rows])
+    """Returns the records of a split, with a ``prompt`` and a ``reference`` each, as examples.
+
+    A prompt's references follow one another: TFDS has shuffled the records. Otherwise the order is kept.
+    """
+    references: dict[str, list[str]] = {}
+    for row in rows:
+        references.setdefault(row["prompt"].decode(), []).append(row["reference"].decode())
+    pairs = [(prompt, reference) for prompt, texts in references.items() for reference in texts]
+    return Examples([prompt for prompt, _ in pairs], [reference for _, reference in pairs])
