@@ -78,14 +78,15 @@ def _read_tar(content: bytes, names: Sequence[str], where: str, largest: int) ->
     return contents
 
 
-class _Bounded:
+class _Bounded(io.RawIOBase):
     """Reads a file, but no more than `most` bytes of it."""
 
     def __init__(self, file: bz2.BZ2File, most: int, where: str):
+        super().__init__()
         self._file, self._left, self._most, self._where = file, most, most, where
 
-    def read(self, size: int) -> bytes:
-        content = self._file.read(min(size, self._left + 1))
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._file.read(self._left + 1 if size < 0 else min(size, self._left + 1))
         self._left -= len(content)
         if self._left < 0:
             raise UserError(f"{self._where} unpacks to more than {self._most} bytes; expected at most so many")

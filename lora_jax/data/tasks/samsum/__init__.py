@@ -27,8 +27,8 @@ def load(data_dir: Path | None = None) -> TaskData:
     names = [raw.name for raw in FILES]
     if data_dir is None:
         raise UserError(
-            f"task=samsum: task.data_dir is not given, and {URL} is a 7z archive, which is not unpacked here; unpack it "
-            f"(7z x corpus.7z) and name the folder with {', '.join(names)} by task.data_dir"
+            f"task=samsum: task.data_dir is not given, and {URL} is a 7z archive, which is not unpacked here; unpack "
+            f"it (7z x corpus.7z) and name the folder with {', '.join(names)} by task.data_dir"
         )
     return read_texts(open_builder(Samsum, raw_folder("samsum", data_dir, FILES), names))
 

@@ -29,8 +29,11 @@ class Samsum(FolderBuilder):
 
 
 def _examples(record: Record) -> list[dict[str, str]]:
-    """Returns the example of a dialogue; none if the dialogue is blank, as one in the training data is."""
+    """Returns the example of a dialogue; none if the dialogue is blank.
+
+    The prompt ends with a newline, and another one stands before every text that is generated: an empty line.
+    """
     turns = [" ".join(turn.split()) for turn in record.string("dialogue").splitlines()]
-    prompt = "\n".join(turn for turn in turns if turn)
+    prompt = "".join(f"{turn}\n" for turn in turns if turn)
     reference = " ".join(record.text("summary").split())
     return [{"prompt": prompt, "reference": reference}] if prompt else []
