@@ -1,7 +1,9 @@
-"""Reads files of a zip archive without trusting it."""
+"""Reads files of a zip archive, or of a tar archive in bzip2, without trusting it."""
 
+import bz2
 import io
 import stat
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 MEMBERS = 10_000
 _MEMBER = b"PK\1\2"  # begins the record of a member
 _ENCRYPTED = 1  # a bit of a member's flags
+_BZIP2 = b"BZh"  # begins a file in bzip2
+_UNPACKED = 8  # the most that a tar archive unpacks to with all its members, in multiples of its largest file
 
 
 def read_archive(path: Path, names: Sequence[str], largest: int = LARGEST) -> dict[str, bytes]:
@@ -24,15 +28,16 @@ def read_archive(path: Path, names: Sequence[str], largest: int = LARGEST) -> di
         folder, or a file in it is encrypted, no plain file, or larger than `largest`.
     """
     where = f"task.data_dir: {path.absolute()}"
+    content = read_bytes(path, largest)
+    if content.startswith(_BZIP2):
+        return _read_tar(content, names, where, largest)
     try:
-        content = read_bytes(path, largest)
         if content.count(_MEMBER) > MEMBERS:
             raise UserError(f"{where} has more than {MEMBERS} members; it is not used")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
             for member in members:
-                if _leads_outside(member.filename):
-                    raise UserError(f"{where}: refused, it has a member {member.filename!r}; expected relative names")
+                _refuse_outside(member.filename, where)
             return {name: _read(archive, _member(members, name, where), where, largest) for name in names}
     except UserError:
         raise
@@ -41,9 +46,57 @@ def read_archive(path: Path, names: Sequence[str], largest: int = LARGEST) -> di
         raise UserError(f"{where} is not a readable zip file ({error or type(error).__name__})") from error
 
 
-def _leads_outside(name: str) -> bool:
+def _read_tar(content: bytes, names: Sequence[str], where: str, largest: int) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    try:
+        # A stream is unpacked once, from front to end, and nothing of it is written anywhere.
+        unpacked = _Bounded(bz2.BZ2File(io.BytesIO(content)), _UNPACKED * largest, where)
+        with tarfile.open(fileobj=unpacked, mode="r|", errorlevel=2) as archive:
+            for i, member in enumerate(archive):
+                if i >= MEMBERS:
+                    raise UserError(f"{where} has more than {MEMBERS} members; it is not used")
+                _refuse_outside(member.name, where)
+                name = PurePosixPath(member.name).name
+                if name not in names:
+                    continue
+                if name in contents:
+                    raise UserError(f"{where} has several files {name}; expected one")
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is None:
+                    raise UserError(f"{where}: {member.name} is not a plain file; expected one")
+                if member.size > largest:
+                    raise UserError(
+                        f"{where}: {member.name} unpacks to {member.size} bytes; expected at most {largest}"
+                    )
+                contents[name] = file.read()
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
+        raise UserError(f"{where} is not a readable tar file in bzip2 ({error or type(error).__name__})") from error
+    if missing := [name for name in names if name not in contents]:
+        raise UserError(f"{where} has no file {missing[0]}; expected one")
+    return contents
+
+
+class _Bounded(io.RawIOBase):
+    """Reads a file, but no more than `most` bytes of it."""
+
+    def __init__(self, file: bz2.BZ2File, most: int, where: str):
+        super().__init__()
+        self._file, self._left, self._most, self._where = file, most, most, where
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._file.read(self._left + 1 if size < 0 else min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise UserError(f"{self._where} unpacks to more than {self._most} bytes; expected at most so many")
+        return content
+
+
+def _refuse_outside(name: str, where: str) -> None:
     path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts or "\\" in name or bool(PureWindowsPath(name).drive)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
+        raise UserError(f"{where}: refused, it has a member {name!r}; expected relative names")
 
 
 def _member(members: Sequence[zipfile.ZipInfo], name: str, where: str) -> zipfile.ZipInfo:

@@ -69,3 +69,20 @@ def read_classes(builder: "FolderBuilder", text: str) -> TaskData:
         for name, rows in read_splits(builder).items()
     }
     return TaskData(tuple(builder.info.features["label"].names), splits)
+
+
+def read_texts(builder: "FolderBuilder") -> TaskData:
+    """Reads every split of a prepared generation task, whose features are a ``prompt`` and a ``reference``."""
+    return TaskData((), {name: text_examples(rows) for name, rows in read_splits(builder).items()})
+
+
+def text_examples(rows: Sequence[Mapping[str, Any]]) -> Examples:
+    """Returns the records of a split, with a ``prompt`` and a ``reference`` each, as examples.
+
+    A prompt's references follow one another: TFDS has shuffled the records. Otherwise the order is kept.
+    """
+    references: dict[str, list[str]] = {}
+    for row in rows:
+        references.setdefault(row["prompt"].decode(), []).append(row["reference"].decode())
+    pairs = [(prompt, reference) for prompt, texts in references.items() for reference in texts]
+    return Examples([prompt for prompt, _ in pairs], [reference for _, reference in pairs])
