@@ -8,9 +8,12 @@ from pathlib import Path
 
 from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
+from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
 from lora_jax.data.tasks.cola import COLA
+from lora_jax.data.tasks.commonsense import COMMONSENSE
 from lora_jax.data.tasks.e2e import E2E
+from lora_jax.data.tasks.gsm8k import GSM8K
 from lora_jax.errors import UserError
 from lora_jax.metrics import Scoring
 
@@ -18,6 +21,8 @@ TASKS: dict[str, Task] = {
     "banking77": BANKING77,
     "cola": COLA,
     "e2e": E2E,
+    "gsm8k": GSM8K,
+    **{task.name: task for task in (*ARITHMETIC, *COMMONSENSE)},
 }
 
 
