@@ -41,7 +41,7 @@ class Numbers(FolderBuilder):
             [
                 {"prompt": _prompt(row), "reference": HEADING.sub("", row.output).strip()}
                 for row in read_instructions(self.folder / TRAIN)
-                if row.answer not in LETTERS and problem_key(row.instruction) not in tested and _is_right(row)
+                if row.answer not in LETTERS and _is_right(row) and problem_key(row.instruction) not in tested
             ]
         )
         return {"train": train, "validation": validation, "test": test}

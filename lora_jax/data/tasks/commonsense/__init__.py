@@ -35,7 +35,9 @@ def load(files: Sequence[RawFile], name: str, data_dir: Path | None = None) -> T
 
 def _task(name: str, folder: str, train: str | None, test: str) -> Task:
     """Returns the task of the data set in LLM-Adapters' `folder`, whose files have these SHA-256."""
-    files = [RawFile(f"{part}.json", f"{URL}dataset/{folder}/", sha) for part, sha in (("train", train), ("test", test))]
+    files = [
+        RawFile(f"{part}.json", f"{URL}dataset/{folder}/", sha) for part, sha in (("train", train), ("test", test))
+    ]
     return Task(
         name=name,
         objective="generation",
