@@ -18,8 +18,8 @@ class RawFile:
     """A raw file as it is published.
 
     Attributes:
-      name: the file's name.
-      url: the address of its folder, which ends with a slash, or of a zip archive that holds it.
+      name: the file's name, or its path below the task's folder.
+      url: the address that the name continues, which ends with a slash, or of a zip archive that holds the file.
       sha256: the SHA-256 that a download must have; None where it is not known, so that it is not checked.
       largest: the most bytes that the file, or the archive, may have.
     """
@@ -115,4 +115,5 @@ def _check(content: bytes, raw: RawFile) -> None:
 
 def _write(contents: Mapping[str, bytes], into: Path) -> None:
     for name, content in contents.items():
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
         (into / name).write_bytes(content)

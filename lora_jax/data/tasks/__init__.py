@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
+from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
 from lora_jax.data.tasks.cola import COLA
 from lora_jax.data.tasks.dart import DART
@@ -15,6 +16,9 @@ from lora_jax.data.tasks.e2e import E2E
 from lora_jax.data.tasks.samsum import SAMSUM
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
 from lora_jax.data.tasks.wikisql import WIKISQL
+from lora_jax.data.tasks.commonsense import COMMONSENSE
+from lora_jax.data.tasks.e2e import E2E
+from lora_jax.data.tasks.gsm8k import GSM8K
 from lora_jax.errors import UserError
 from lora_jax.metrics import Scoring
 
@@ -28,6 +32,8 @@ TASKS: dict[str, Task] = {
     "webnlg_seen": WEBNLG_SEEN,
     "webnlg_unseen": WEBNLG_UNSEEN,
     "wikisql": WIKISQL,
+    "gsm8k": GSM8K,
+    **{task.name: task for task in (*ARITHMETIC, *COMMONSENSE)},
 }
 
 
