@@ -9,15 +9,17 @@ from pathlib import Path
 from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks.banking77 import BANKING77
-from lora_jax.data.tasks.cola import COLA
 from lora_jax.data.tasks.e2e import E2E
+from lora_jax.data.tasks.emotion import EMOTION
+from lora_jax.data.tasks.glue import GLUE
 from lora_jax.errors import UserError
 from lora_jax.metrics import Scoring
 
 TASKS: dict[str, Task] = {
     "banking77": BANKING77,
-    "cola": COLA,
     "e2e": E2E,
+    "emotion": EMOTION,
+    **GLUE,
 }
 
 
