@@ -11,6 +11,7 @@ from helpers.glue_files import Record, write_glue
 from hydra import compose, initialize_config_dir
 
 from lora_jax.commands.composition import CONF
+from lora_jax.data.bounded import LARGEST
 from lora_jax.data.held_out import AT_MOST, cut_validation
 from lora_jax.data.tasks import TASKS, load_task
 from lora_jax.data.tasks.glue import GLUE
@@ -175,6 +176,17 @@ def test_a_header_without_a_column_is_refused(write, row):
     (folder / row.train).write_text(f"{header.replace(row.label, 'other')}\n{rest}", encoding="utf-8")
     with pytest.raises(UserError, match=rf"{row.train}, line 1: the header .* has no column {row.label}; expected"):
         load_task(row.name, folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "complaint"), [("rte", rf"has {LARGEST + 1} bytes; expected at most {LARGEST}"), ("qqp", "has a NUL")]
+)
+def test_only_large_data_sets_have_files_beyond_the_usual_size(write, task, complaint):
+    folder = write(task)
+    with (folder / "train.tsv").open("r+b") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(UserError, match=rf"train\.tsv.* {complaint}"):
+        load_task(task, folder)
 
 
 def test_pairs_that_differ_in_case_or_spacing_fall_on_the_same_side():
