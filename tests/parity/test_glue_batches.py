@@ -1,6 +1,6 @@
 """Batches of GLUE against `transformers`: what its example script run_glue.py feeds to a model.
 
-`preprocess` is that script's `preprocess_function` (transformers 5, examples/pytorch/text-classification), and the
+`preprocess` is that script's `preprocess_function` (transformers, examples/pytorch/text-classification), and the
 collators are those that it chooses: `default_data_collator` with padding to the longest length, the default, and
 `DataCollatorWithPadding` without.
 """
