@@ -1,29 +1,56 @@
-"""Cuts a validation split from the training texts of data sets without one. It depends on the texts alone."""
+"""Cuts a validation split from the training examples of data sets without one. It depends on the texts alone."""
 
 import collections
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+AT_MOST = 2_000  # rows of a validation split
+
+# One text or two, and the label.
+Labelled = TypeVar("Labelled", bound=tuple[str, ...])
 
 
-def normalise(text: str) -> str:
-    """Lower-cases a text and collapses its spaces, so that texts that differ in these alone count as the same."""
-    return " ".join(text.lower().split())
+def normalise(*texts: str) -> str:
+    """Lower-cases texts and collapses their spaces, so that texts that differ in these alone count as the same."""
+    return "\t".join(" ".join(text.lower().split()) for text in texts)
 
 
-def validation_texts(rows: Iterable[tuple[str, str]]) -> set[str]:
-    """Returns the normalised texts of the validation split: for each label, the tenth with the smallest SHA-256."""
-    by_label = collections.defaultdict(set)
-    for text, label in rows:
-        by_label[label].add(normalise(text))
+def validation_texts(rows: Iterable[tuple[str, ...]], stratum: Callable[[str], str] = str) -> set[str]:
+    """Returns the normalised texts of the validation split: for each stratum, the tenth with the smallest SHA-256.
+
+    If more than AT_MOST rows have these texts, each stratum has its share of AT_MOST rows instead.
+
+    Args:
+      rows: one text or two, and the label.
+      stratum: groups labels, such as scores, which are too many for a tenth of each; by default a label is a stratum.
+    """
+    strata, rows_of = collections.defaultdict(set), collections.Counter[str]()
+    for *texts, label in rows:
+        strata[stratum(label)].add(normalise(*texts))
+        rows_of[normalise(*texts)] += 1
+    ordered = [sorted(texts, key=_digest) for texts in strata.values()]
+    tenth = {text for texts in ordered for text in texts[: (len(texts) + 5) // 10]}
+    if sum(rows_of[text] for text in tenth) <= AT_MOST:
+        return tenth
+    total = sum(map(len, ordered))
     return {
         text
-        for texts in by_label.values()
-        for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[: (len(texts) + 5) // 10]
+        for texts in ordered
+        for text, seen in zip(texts, itertools.accumulate(rows_of[text] for text in texts), strict=True)
+        if seen <= len(texts) * AT_MOST // total
     }
 
 
-def cut_validation(rows: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Returns the rows to train on and those of the validation split, each a (text, label)."""
-    held_out = validation_texts(rows)
-    train = [row for row in rows if normalise(row[0]) not in held_out]
-    return train, [row for row in rows if normalise(row[0]) in held_out]
+def cut_validation(
+    rows: Sequence[Labelled], stratum: Callable[[str], str] = str
+) -> tuple[list[Labelled], list[Labelled]]:
+    """Returns the rows to train on and those of the validation split, as `validation_texts` chooses them."""
+    held_out = validation_texts(rows, stratum)
+    train = [row for row in rows if normalise(*row[:-1]) not in held_out]
+    return train, [row for row in rows if normalise(*row[:-1]) in held_out]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lora_jax.data.bounded import read_bytes
+from lora_jax.data.bounded import LARGEST, read_bytes
 from lora_jax.data.examples import Examples
 from lora_jax.data.kept import keep
 from lora_jax.data.raw import raw_files
@@ -25,18 +25,21 @@ logger = logging.getLogger("lora_jax")
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
-def open_builder(kind: type["FolderBuilder"], folder: Path, files: Sequence[str]) -> "FolderBuilder":
+def open_builder(
+    kind: type["FolderBuilder"], folder: Path, files: Sequence[str], largest: int = LARGEST
+) -> "FolderBuilder":
     """Returns the builder of class `kind` of the raw `files` in `folder`, prepared and ready for `as_data_source`.
 
     The path of the prepared copy contains a hash of the builder's version and of the raw files, so files that change
     are prepared anew. So is a copy that is damaged.
 
     Raises:
-      UserError: `folder` lacks a file, a file is malformed, or the cache cannot be written to.
+      UserError: `folder` lacks a file, a file is malformed or has more than `largest` bytes, or the cache cannot be
+        written to.
     """
     digest = hashlib.sha256(f"{kind.name} {kind.VERSION}".encode())
     for path in raw_files(folder, files):
-        digest.update(hashlib.sha256(read_bytes(path)).digest())
+        digest.update(hashlib.sha256(read_bytes(path, largest)).digest())
     prepared = keep("tfds", digest.hexdigest()[:16], lambda into: _prepare(kind, folder, into))
     return kind(folder=folder, data_dir=prepared)
 
@@ -62,13 +65,30 @@ def read_splits(builder: "FolderBuilder") -> dict[str, Sequence[Mapping[str, Any
     return {name: sources[split].__getitems__(range(len(sources[split]))) for name, split in SPLITS.items()}
 
 
-def read_classes(builder: "FolderBuilder", text: str) -> TaskData:
-    """Reads every split of a prepared classification: the texts in the feature `text`, the classes in ``label``."""
-    splits = {
-        name: Examples([row[text].decode() for row in rows], np.array([row["label"] for row in rows], np.int32))
+def read_classes(builder: "FolderBuilder", text: str, pair: str | None = None) -> TaskData:
+    """Reads every split of a prepared classification: the classes in ``label``, the texts in the feature `text`.
+
+    The second texts are in the feature `pair`, if the examples are pairs.
+    """
+    return TaskData(tuple(builder.info.features["label"].names), _read_labelled(builder, text, pair, np.int32))
+
+
+def read_numbers(builder: "FolderBuilder", text: str, pair: str | None = None) -> TaskData:
+    """Reads every split of a prepared regression: the numbers in ``label``, the texts as in `read_classes`."""
+    return TaskData((), _read_labelled(builder, text, pair, np.float32))
+
+
+def _read_labelled(
+    builder: "FolderBuilder", text: str, pair: str | None, dtype: type[np.generic]
+) -> dict[str, Examples]:
+    return {
+        name: Examples(
+            [row[text].decode() for row in rows],
+            np.array([row["label"] for row in rows], dtype),
+            None if pair is None else [row[pair].decode() for row in rows],
+        )
         for name, rows in read_splits(builder).items()
     }
-    return TaskData(tuple(builder.info.features["label"].names), splits)
 
 
 def read_texts(builder: "FolderBuilder") -> TaskData:

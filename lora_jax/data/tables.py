@@ -3,14 +3,17 @@
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_jax.data.bounded import read_bytes
+from lora_jax.data.bounded import LARGEST, read_bytes
 from lora_jax.data.text import is_utf8
 from lora_jax.errors import UserError, shown
+
+logger = logging.getLogger("lora_jax")
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,35 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
       UserError: the file cannot be read, is not UTF-8, has no rows, is malformed, or lacks a column.
     """
     records = _records(path, csv.excel)
-    where, header = next(records, (_where(path, 1), []))
-    missing = [column for column in columns if column not in header]
-    if missing or len(set(header)) < len(header):
-        fault = f"no column {', '.join(missing)}" if missing else "a column twice"
-        raise UserError(f"{where}: the header {shown(','.join(header))} has {fault}; expected {','.join(columns)}")
-    return _rows(path, records, header)
+    return _rows(path, records, _header(path, records, columns), columns)
 
 
-def read_tsv(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Returns the rows of a file without a header, whose `columns` are separated by tabs. Quotes are plain letters.
+def read_tsv(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    separator: str = "\t",
+    header: bool = False,
+    ragged: bool = False,
+    largest: int = LARGEST,
+) -> list[Row]:
+    """Returns the rows of a file whose columns are separated by tabs. Quotes are plain letters.
+
+    Args:
+      path: the file.
+      columns: all columns of the file, in order; with a `header`, those to read.
+      separator: stands between columns.
+      header: whether the first line names the columns, as in `read_csv`.
+      ragged: leave out rows with too few columns, and ignore what follows the last column, as users of Python's
+        `csv.DictReader` do; by default such rows are refused.
+      largest: the most bytes that the file may have.
 
     Raises:
       UserError: as in `read_csv`.
     """
-    return _rows(path, _records(path, _Tabs), columns)
+    dialect = type("_Separated", (_Tabs,), {"delimiter": separator})
+    records = _records(path, dialect, largest)
+    return _rows(path, records, _header(path, records, columns) if header else columns, columns, ragged)
 
 
 def read_labels(path: Path) -> list[str]:
@@ -95,9 +112,12 @@ def read_labels(path: Path) -> list[str]:
     return labels
 
 
-def read_text(path: Path) -> str:
-    """Returns the content of a text file in UTF-8, without its byte order mark. Raises UserError if it is not text."""
-    content = read_bytes(path)
+def read_text(path: Path, largest: int = LARGEST) -> str:
+    """Returns the content of a text file in UTF-8, without its byte order mark.
+
+    Raises UserError if it is not text, or has more than `largest` bytes.
+    """
+    content = read_bytes(path, largest)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -115,9 +135,9 @@ class _Tabs(csv.Dialect):
     delimiter, quoting, lineterminator = "\t", csv.QUOTE_NONE, "\n"
 
 
-def _records(path: Path, dialect: type[csv.Dialect]) -> Iterator[tuple[str, list[str]]]:
+def _records(path: Path, dialect: type[csv.Dialect], largest: int = LARGEST) -> Iterator[tuple[str, list[str]]]:
     """Yields where each record is, and its fields. Blank lines are passed over."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), dialect, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path, largest), newline=""), dialect, strict=True)
     while True:
         where = _where(path, reader.line_num + 1)
         try:
@@ -132,15 +152,36 @@ def _records(path: Path, dialect: type[csv.Dialect]) -> Iterator[tuple[str, list
             yield where, fields
 
 
-def _rows(path: Path, records: Iterator[tuple[str, list[str]]], columns: Sequence[str]) -> list[Row]:
-    rows = []
+def _header(path: Path, records: Iterator[tuple[str, list[str]]], columns: Sequence[str]) -> list[str]:
+    where, header = next(records, (_where(path, 1), []))
+    missing = [column for column in columns if column not in header]
+    if missing or len(set(header)) < len(header):
+        fault = f"no column {', '.join(missing)}" if missing else "a column twice"
+        raise UserError(f"{where}: the header {shown(','.join(header))} has {fault}; expected {','.join(columns)}")
+    return header
+
+
+def _rows(
+    path: Path,
+    records: Iterator[tuple[str, list[str]]],
+    header: Sequence[str],
+    columns: Sequence[str],
+    ragged: bool = False,
+) -> list[Row]:
+    rows, short = [], 0
     for where, fields in records:
-        if len(fields) != len(columns):
+        if ragged and len(fields) < len(header):
+            short += 1
+            continue
+        if not ragged and len(fields) != len(header):
             raise UserError(
-                f"{where}: {len(fields)} columns, {shown(','.join(fields))}; expected {len(columns)}: "
-                f"{', '.join(columns)}"
+                f"{where}: {len(fields)} columns, {shown(','.join(fields))}; expected {len(header)}: "
+                f"{', '.join(header)}"
             )
-        rows.append(Row(dict(zip(columns, fields, strict=True)), where))
+        values = dict(zip(header, fields, strict=not ragged))
+        rows.append(Row({column: values[column] for column in columns}, where))
+    if short:
+        logger.warning("%s: %d rows have fewer than %d columns, and are left out", path.absolute(), short, len(header))
     if not rows:
         raise UserError(f"task.data_dir: {path.absolute()} has no rows; expected one or more of {', '.join(columns)}")
     return rows

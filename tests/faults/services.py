@@ -22,11 +22,14 @@ WANDB_BOUND = 180.0  # seconds beyond an undisturbed sweep
 
 # Gives CoLA another address and other hashes.
 OTHER_ADDRESS = """
-import os
+import dataclasses, os
 from lora_jax.data.raw import RawFile
-from lora_jax.data.tasks import cola
-url, hashes = os.environ["FAULT_URL"], {raw.name: os.environ["FAULT_" + raw.name[:3]] for raw in cola.FILES}
-cola.FILES = tuple(RawFile(name, url, sha256) for name, sha256 in hashes.items())
+from lora_jax.data.tasks import TASKS
+from lora_jax.data.tasks.glue import make_task
+from lora_jax.data.tasks.glue.table import COLA
+url = os.environ["FAULT_URL"]
+files = tuple(RawFile(raw.name, url, os.environ["FAULT_" + raw.name[:3]]) for raw in COLA.files)
+TASKS["cola"] = make_task(dataclasses.replace(COLA, files=files))
 """
 
 

@@ -10,31 +10,34 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
-from lora_jax.data.tasks.cola import COLA
+from lora_jax.data.tasks.commonsense import COMMONSENSE
 from lora_jax.data.tasks.dart import DART
 from lora_jax.data.tasks.e2e import E2E
+from lora_jax.data.tasks.emotion import EMOTION
+from lora_jax.data.tasks.glue import GLUE
+from lora_jax.data.tasks.gsm8k import GSM8K
 from lora_jax.data.tasks.samsum import SAMSUM
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
 from lora_jax.data.tasks.wikisql import WIKISQL
-from lora_jax.data.tasks.commonsense import COMMONSENSE
-from lora_jax.data.tasks.e2e import E2E
-from lora_jax.data.tasks.gsm8k import GSM8K
 from lora_jax.errors import UserError
 from lora_jax.metrics import Scoring
 
-TASKS: dict[str, Task] = {
-    "banking77": BANKING77,
-    "cola": COLA,
-    "dart": DART,
-    "e2e": E2E,
-    "samsum": SAMSUM,
-    "webnlg": WEBNLG,
-    "webnlg_seen": WEBNLG_SEEN,
-    "webnlg_unseen": WEBNLG_UNSEEN,
-    "wikisql": WIKISQL,
-    "gsm8k": GSM8K,
-    **{task.name: task for task in (*ARITHMETIC, *COMMONSENSE)},
-}
+_ROWS: tuple[Task, ...] = (
+    BANKING77,
+    EMOTION,
+    *GLUE.values(),
+    E2E,
+    WEBNLG,
+    WEBNLG_SEEN,
+    WEBNLG_UNSEEN,
+    DART,
+    SAMSUM,
+    WIKISQL,
+    GSM8K,
+    *ARITHMETIC,
+    *COMMONSENSE,
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
 def find_task(config: TaskConfig) -> Task:
