@@ -47,6 +47,10 @@ def combine(parts: Iterable[Predictions]) -> Predictions:
     return combined
 
 
+def _always() -> None:
+    """Returns None: the metric can be computed on every machine."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A measure of the quality of predictions.
@@ -57,6 +61,7 @@ class Metric:
       higher_is_better: whether a larger value is better.
       needs: the fields of `Predictions` that `compute` reads.
       compute: the definition, in float64.
+      available: returns why this machine cannot compute it, such as a missing program, or None if it can.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Metric:
     higher_is_better: bool
     needs: frozenset[str]
     compute: Callable[[Predictions], float]
+    available: Callable[[], str | None] = _always
 
 
 @dataclasses.dataclass(frozen=True)
