@@ -30,11 +30,11 @@ def unavailable() -> str | None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed; pip install 'lora_jax[e2e]'"
-    if absent := [str(path) for path in (*_jars(), _package() / _PARAPHRASES) if not path.is_file()]:
-        return f"pycocoevalcap lacks {', '.join(absent)}"
     java = _find_java()
     if java is None:
         return f"no Java {_OLDEST} or later on PATH or in JAVA_HOME"
+    if absent := [str(path) for path in (*_jars(), _package() / _PARAPHRASES) if not path.is_file()]:
+        return f"pycocoevalcap lacks {', '.join(absent)}"
     return _unfit(java)
 
 
@@ -72,7 +72,8 @@ class JavaProcess:
                 yield self._jvm
             except (Py4JError, OSError) as error:
                 jvm, self._jvm = self._jvm, None
-                raise UserError(f"METEOR's Java process {jvm.end() if jvm else ''}: {message_of(error)}") from error
+                outcome = jvm.end() if jvm else "did not start"
+                raise UserError(f"METEOR's Java process {outcome}: {message_of(error)}") from error
 
 
 class _Jvm:
@@ -97,11 +98,6 @@ class _Jvm:
             raise UserError(f"METEOR's Java process did not start: {self._last_words()}") from error
         self._gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
         self._java = self._gateway.jvm
-        settings = self._java.java.util.Properties()
-        for name, value in {"language": "en", "norm": "true"}.items():  # METEOR's options -l en -norm
-            settings.setProperty(name, value)
-        scorer = self._java.edu.cmu.meteor.scorer
-        self._scorer = scorer.MeteorScorer(scorer.MeteorConfiguration(settings))
         self._references: Callable[..., list[Any]] = functools.lru_cache(maxsize=4)(self._send)
 
     def tokenize(self, texts: Sequence[str]) -> list[str]:
@@ -115,8 +111,8 @@ class _Jvm:
                 tokenized.append([])
             else:
                 tokenized[-1].append(token.lower())
-        if len(tokenized) != len(texts):
-            raise ValueError(f"the tokenizer returns {len(tokenized)} lines for {len(texts)} texts")
+        if len(tokenized) != len(texts):  # an SGML comment that one text opens and another closes is one token
+            return [self.tokenize([text])[0] for text in texts]
         return [" ".join(tokens) for tokens in tokenized]
 
     def meteor(self, texts: Sequence[str], references: tuple[tuple[str, ...], ...]) -> float:
@@ -127,6 +123,15 @@ class _Jvm:
             total.addStats(self._scorer.getMeteorStats(text, own))
         self._scorer.computeMetrics(total)
         return float(get_field(total, "score"))
+
+    @functools.cached_property
+    def _scorer(self) -> Any:
+        """METEOR, which takes seconds to read its paraphrases."""
+        settings = self._java.java.util.Properties()
+        for name, value in {"language": "en", "norm": "true"}.items():  # METEOR's options -l en -norm
+            settings.setProperty(name, value)
+        scorer = self._java.edu.cmu.meteor.scorer
+        return scorer.MeteorScorer(scorer.MeteorConfiguration(settings))
 
     def end(self) -> str:
         """Ends the process, and returns how it went, for a message."""

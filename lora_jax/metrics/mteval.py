@@ -95,7 +95,8 @@ def _count(references: tuple[tuple[str, ...], ...]) -> _References:
 def _matches(texts: list[list[str]], references: _References, order: int) -> tuple[list[NGrams], list[int]]:
     """Returns, for each n up to `order`, the n-grams of texts that their references have, and the number of n-grams.
 
-    As in the scorer, a text of fewer than n - 1 tokens subtracts from the number of n-grams.
+    As in the scorer, a text of fewer than n - 1 tokens subtracts from the number of n-grams. mteval's Perl script
+    counts none there.
     """
     hits: list[NGrams] = [Counter() for _ in range(order)]
     for text, largest in zip(texts, references.largest, strict=True):
