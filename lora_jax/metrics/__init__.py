@@ -5,9 +5,22 @@ To add a metric: a function in the file of its kind, and a row in METRICS. A tas
 """
 
 import functools
+import logging
 from collections.abc import Iterable
 
-from lora_jax.metrics import answers, classification, language, regression, retrieval, rouge, sql, tokens
+from lora_jax.metrics import (
+    answers,
+    caption,
+    classification,
+    java,
+    language,
+    mteval,
+    regression,
+    retrieval,
+    rouge,
+    sql,
+    tokens,
+)
 from lora_jax.metrics.metric import Metric, Predictions, Scoring, combine
 
 __all__ = ["METRICS", "Metric", "Predictions", "Scoring", "better", "combine", "lower_is_better", "score"]
@@ -34,7 +47,11 @@ _ROWS = (
     ),
     Metric("pearson", "Pearson correlation", True, _NUMBERS, regression.pearson),
     Metric("spearman", "Spearman correlation", True, _NUMBERS, regression.spearman),
-    Metric("bleu", "bleu", True, _TEXTS, language.bleu),
+    Metric("bleu", "bleu", True, _TEXTS, mteval.bleu),
+    Metric("nist", "NIST", True, _TEXTS, mteval.nist),
+    Metric("meteor", "METEOR", True, _TEXTS, caption.meteor, unavailable=java.unavailable),
+    Metric("rouge_l", "ROUGE-L (E2E)", True, _TEXTS, caption.rouge_l, unavailable=java.unavailable),
+    Metric("cider", "CIDEr", True, _TEXTS, caption.cider, unavailable=java.unavailable),
     Metric.mean_of(functools.partial(rouge.f_measures, "rouge1"), "rouge1", "ROUGE-1", True, _TEXTS),
     Metric.mean_of(functools.partial(rouge.f_measures, "rouge2"), "rouge2", "ROUGE-2", True, _TEXTS),
     Metric.mean_of(functools.partial(rouge.f_measures, "rougeL"), "rougeL", "ROUGE-L", True, _TEXTS),
@@ -50,12 +67,21 @@ _ROWS = (
     Metric("span_f1", "span F1", True, frozenset({"tags", "predicted_tags"}), tokens.span_f1),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
+_warned: set[str] = set()  # the reasons that were given
 
 
 def score(predictions: Predictions, names: Iterable[str]) -> dict[str, float]:
-    """Computes the metrics in `names`, in order, except those that need fields that `predictions` lacks."""
-    available = predictions.fields
-    return {name: METRICS[name].compute(predictions) for name in names if METRICS[name].needs <= available}
+    """Computes the metrics in `names`, in order, except those that need fields that `predictions` lacks.
+
+    What this machine cannot compute is left out too, with a warning the first time.
+    """
+    metrics = [METRICS[name] for name in names if METRICS[name].needs <= predictions.fields]
+    reasons = {metric.name: metric.unavailable() for metric in metrics}
+    for reason in {reason for reason in reasons.values() if reason} - _warned:
+        _warned.add(reason)
+        left_out = ", ".join(name for name in reasons if reasons[name] == reason)
+        logging.getLogger("lora_jax").warning("not computed: %s (%s)", left_out, reason)
+    return {metric.name: metric.compute(predictions) for metric in metrics if not reasons[metric.name]}
 
 
 def lower_is_better(name: str) -> bool:

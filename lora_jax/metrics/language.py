@@ -1,6 +1,4 @@
-"""Metrics of language models: the likelihood of references, and the quality of generated texts."""
-
-from typing import Any
+"""Metrics of language models: the likelihood of references."""
 
 import numpy as np
 
@@ -38,20 +36,6 @@ def bits_per_byte(predictions: Predictions) -> float:
 def token_accuracy(predictions: Predictions) -> float:
     """Returns the share of labelled tokens that have the largest logit. Raises ValueError if no token is labelled."""
     return float(np.asarray(predictions.correct, np.float64).sum() / _labelled(predictions))
-
-
-def bleu(predictions: Predictions) -> float:
-    """Returns corpus BLEU-4, 0 to 100, by sacrebleu's defaults: 13a tokens, exponential smoothing, cased.
-
-    Papineni et al., ACL 2002; Post, arXiv 1804.08771. Each text has one reference or more.
-    """
-    import sacrebleu  # takes a quarter of a second, which only a generation should pay
-
-    references = predictions.references or []
-    streams: Any = [
-        [texts[i] if i < len(texts) else None for texts in references] for i in range(max(map(len, references)))
-    ]
-    return float(sacrebleu.corpus_bleu(list(predictions.texts or []), streams).score)
 
 
 def _labelled(predictions: Predictions) -> float:

@@ -57,6 +57,10 @@ def combine(parts: Iterable[Predictions]) -> Predictions:
     return combined
 
 
+def _never() -> None:
+    """Returns None: the metric can be computed on every machine."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A measure of the quality of predictions.
@@ -69,6 +73,7 @@ class Metric:
       compute: the definition, in float64.
       per_example: the values whose mean `compute` returns, one for each example in order, for tests on paired
         examples; None for a metric that is not a mean over examples.
+      unavailable: returns why this machine cannot compute it, such as a missing program, or None if it can.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Metric:
     needs: frozenset[str]
     compute: Callable[[Predictions], float]
     per_example: Callable[[Predictions], Shaped[np.ndarray, " examples"]] | None = None
+    unavailable: Callable[[], str | None] = _never
 
     @classmethod
     def mean_of(

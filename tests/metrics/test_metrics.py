@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from lora_jax.metrics import METRICS, Predictions, better, combine, lower_is_better, score
+from lora_jax.metrics import METRICS, Metric, Predictions, better, combine, lower_is_better, score
 from lora_jax.metrics.classification import accuracy, correct, cross_entropy, f1, matthews
-from lora_jax.metrics.language import bleu, loss, perplexity, token_accuracy
+from lora_jax.metrics.language import loss, perplexity, token_accuracy
+from lora_jax.metrics.mteval import bleu, nist
 from lora_jax.metrics.regression import mean_squared_error
 
 LABELS = np.array([0, 1, 2])
@@ -125,10 +126,30 @@ def test_bleu_is_that_of_a_calculation_by_hand():
     text = "the cat sat on the rug"
     value = bleu(generated([text], [["the cat sat on the mat", "a cat"]]))
     assert value == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
-    assert bleu(generated([text, "a dog"], [["nothing", text], ["a dog"]])) == pytest.approx(100)
+    assert bleu(generated([text, "a dog sat"], [["nothing", text], ["a dog sat"]])) == pytest.approx(100)
     # Shorter than its reference: exp(1 - 6/5).
     value = bleu(generated(["the cat sat on the"], [["the cat sat on the mat"]]))
     assert value == pytest.approx(100 * math.exp(1 - 6 / 5))
+
+
+def test_bleu_is_neither_cased_nor_smoothed():
+    upper, lower = "The Cat, Sat On 1,000.50 Mats", "the cat , sat on 1,000.50 mats"
+    assert bleu(generated([upper], [[lower]])) == pytest.approx(100)
+    # No 4-gram matches. sacrebleu's smoothing makes this 35.5.
+    assert bleu(generated(["the cat sat down the mat"], [["the cat sat on the mat"]])) < 0.02
+    with pytest.raises(ValueError, match="no text to score"):
+        bleu(generated([], []))
+
+
+def test_nist_weighs_ngrams_by_their_information():
+    """Two references of 3 tokens: "a" is 2 of the 6, b, c, d, e 1 of 6 each; "a b" is half of what "a" starts."""
+    references = [["a b c"], ["a d e"]]
+    text = generated(["a b x", "a y z"], references)
+    unigrams = (2 * math.log2(6 / 2) + math.log2(6 / 1)) / 6
+    assert nist(text) == pytest.approx(unigrams + math.log2(2 / 1) / 4)
+    # Two thirds of the references' length halve the score.
+    short = (2 * math.log2(6 / 2) + math.log2(6 / 1)) / 4 + math.log2(2 / 1) / 2
+    assert nist(generated(["a b", "a y"], references)) == pytest.approx(short / 2)
 
 
 # ---- numbers
@@ -155,6 +176,18 @@ def test_score_computes_what_there_is_in_the_order_of_the_names():
 def test_every_metric_needs_fields_of_predictions():
     assert all(name == metric.name for name, metric in METRICS.items())
     assert all(metric.needs <= set(Predictions.__dataclass_fields__) for metric in METRICS.values())
+
+
+def test_what_a_machine_cannot_compute_is_left_out_with_one_warning(monkeypatch, caplog):
+    lacking = [
+        Metric(name, name, True, frozenset({"texts"}), lambda _: 1.0, lambda: "no such program") for name in ("x", "y")
+    ]
+    for metric in lacking:
+        monkeypatch.setitem(METRICS, metric.name, metric)
+    found = generated(["a"], [["b"]])
+    for _ in range(2):
+        assert list(score(found, ["x", "nist", "y"])) == ["nist"]
+    assert [record.getMessage() for record in caplog.records] == ["not computed: x, y (no such program)"]
 
 
 def test_predictions_of_several_evaluators_are_combined():
