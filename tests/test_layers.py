@@ -30,7 +30,7 @@ LAYERS = (
     ("lora_jax.delta",),
     ("lora_jax.models",),
     ("lora_jax.config",),
-    ("lora_jax.cache", "lora_jax.host"),
+    ("lora_jax.cache", "lora_jax.host", "lora_jax.statistics"),
     ("lora_jax.errors",),
 )
 DEPTH = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}

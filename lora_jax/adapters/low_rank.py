@@ -7,7 +7,8 @@ Zero-padding the rank is exact: with the extra columns of A and rows of B at zer
 are exactly zero there, so an element-wise optimizer leaves them at zero. So a pair of zeros is neutral.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,11 @@ class Scaling(Padded):
     dropout: Float[Array, "*layers"] | None = None
     lr_ratio: Float[Array, "*layers"] | None = None
     factor_dropout: Float[Array, "*layers"] | None = None
+
+    def continued(self, fresh: Self) -> Self:
+        """Returns these constants with the dropout and learning rates of `fresh`. The scale belongs to the pair."""
+        rates = {"dropout": fresh.dropout, "lr_ratio": fresh.lr_ratio, "factor_dropout": fresh.factor_dropout}
+        return dataclasses.replace(self, **rates)
 
 
 @jax.custom_vjp

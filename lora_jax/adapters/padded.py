@@ -60,6 +60,10 @@ class Padded:
         examples = {name: array for name in missing if (array := getattr(example, name)) is not None}
         return self._replace({name: jnp.zeros_like(array) for name, array in examples.items()})
 
+    def continued(self, fresh: Self) -> Self:
+        """Returns these constants for a run that goes on from them, and whose own settings make `fresh`."""
+        return self
+
     def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:
         """Returns the shape that each field must have as the attribute `name` of `module`."""
         raise NotImplementedError(f"{type(self).__name__} has no place in a model")

@@ -8,7 +8,6 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from lora_jax.config.renamed import RENAMED
 from lora_jax.errors import UserError
 
 SHOW_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -49,13 +48,11 @@ def arguments(given: Sequence[str], *, kind: str, results: Path) -> Arguments:
       results: the parent of new result folders.
 
     Raises:
-      UserError: a setting has been renamed, a folder is not a plain path, or the folder to resume has no results.
+      UserError: a folder is not a plain path, or the folder to resume has no results.
     """
     given = [_quote(item) for item in given]
     for item in given:
         key, _, value = item.lstrip("+").partition("=")
-        if key in RENAMED:
-            raise UserError(f"{item}: this setting is now {RENAMED[key]}; give {RENAMED[key]}={value}")
         if key in FOLDERS and "${" in value:
             raise UserError(f"{item}: must be a plain path; interpolations are not resolved")
     if only_shows(given):

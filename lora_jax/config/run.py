@@ -4,13 +4,13 @@ import itertools
 import json
 import math
 import re
+import typing
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from lora_jax.config.methods import METHOD_SETTINGS, QUANTISED, BaseStorage
-from lora_jax.config.renamed import RENAMED
 from lora_jax.config.settings import (
     INT_LIMIT,
     LARGEST_ALPHA,
@@ -59,6 +59,13 @@ def _increasing(lengths: tuple[int, ...]) -> tuple[int, ...]:
     return lengths
 
 
+def _no_storage(folder: str) -> str:
+    if folder in typing.get_args(BaseStorage):
+        raise ValueError(f"the folder of an adapter; how the base is stored is now base_storage={folder}")
+    return folder
+
+
+Start = Annotated[Text, AfterValidator(_no_storage)]
 Alpha = Annotated[float | str, BeforeValidator(no_boolean), AfterValidator(_number_or_multiple_of_rank)]
 # Each length is a program of its own.
 Buckets = Annotated[
@@ -156,6 +163,7 @@ class RunConfig(Settings):
     optim: OptimConfig
     wandb: WandbConfig = data(WandbConfig())
 
+    base: Start | None = data(None, description="the folder of an adapter, or of its run, that training starts from")
     data_root: Text | None = Field(None, description="a folder with the raw data of the tasks, each in its own folder")
     rank: Count = data(8)
     alpha: Alpha = data(16, description="a number, or a multiple of the rank or of its root: 2r, 16sqrt(r), sqrt(r)")
@@ -183,14 +191,6 @@ class RunConfig(Settings):
     baseline: Literal["full", "none"] = Field("full", description="what a sweep is compared with", exclude=True)
     resume: Text | None = Field(None, description="the folder of a sweep or run to continue", exclude=True)
     pack: Count | Literal["auto"] = Field("auto", description="most runs in one program", exclude=True)
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, values: Any) -> Any:
-        for old, new in RENAMED.items():
-            if isinstance(values, dict) and old in values:
-                raise ValueError(f"{old}={values[old]!r}: this setting is now {new}; give {new}={values[old]}")
-        return values
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> "RunConfig":

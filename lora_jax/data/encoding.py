@@ -1,5 +1,6 @@
 """Encodes the splits of a task for one base: texts as tokens, images as pixels."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,12 +25,14 @@ class TaskTokens:
 
     Attributes:
       data: what is encoded.
-      encoded: the splits. ``train`` is whole; ``valid`` and ``test`` have the examples that are scored.
+      scored: the examples of ``valid`` and ``test`` that are scored, and all of ``train``.
+      encoded: the same, encoded.
       buckets: padded lengths that suit the data, for runs that name none.
       prompts: the prompts to generate from, if the task generates texts.
     """
 
     data: TaskData
+    scored: Mapping[str, Examples]
     encoded: Mapping[str, EncodedSplit]
     buckets: tuple[int, ...]
     prompts: Prompts | None = None
@@ -42,6 +45,11 @@ class TaskTokens:
         """Returns the batches in which a split is scored."""
         encoded = self.encoded[split]
         return EvalBatches(encoded, batch=min(run.eval_batch, len(encoded)), buckets=self.buckets_of(run))
+
+    def fingerprint(self, split: str) -> str:
+        """Returns a SHA-256, in hex, that is the same for runs that are scored on the same examples of a split."""
+        text = f"{self.data.fingerprint} {split} {len(self.encoded[split])}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def buckets_of(self, run: RunConfig) -> tuple[int, ...]:
         """Returns the padded lengths of `run`."""
@@ -75,23 +83,19 @@ def encode_task(task: Task, data: TaskData, base: "Base", config: TaskConfig) ->
 
 def encode_labelled(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
     """Encodes texts, or pairs of texts, with a class or a number each."""
-    types = _reads_types(base)
-    encoded = {
-        name: tokenize(split, base.tokenizer, limits.max_length, types=types)
-        for name, split in _scored_splits(data, limits).items()
-    }
-    return TaskTokens(data, encoded, suitable_buckets(encoded))
+    types, scored = _reads_types(base), _scored_splits(data, limits)
+    encoded = {name: tokenize(split, base.tokenizer, limits.max_length, types=types) for name, split in scored.items()}
+    return TaskTokens(data, scored, encoded, suitable_buckets(encoded))
 
 
 def encode_generation(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
     """Encodes prompts with the texts to generate after them."""
-    end = end_of_text(base)
+    end, scored = end_of_text(base), _scored_splits(data, limits)
     encoded = {
-        name: tokenize_for_generation(split, base.tokenizer, end, limits.max_length)
-        for name, split in _scored_splits(data, limits).items()
+        name: tokenize_for_generation(split, base.tokenizer, end, limits.max_length) for name, split in scored.items()
     }
     prompts = make_prompts(data.splits["test"], base.tokenizer, end, limits.eval_examples)
-    return TaskTokens(data, encoded, suitable_buckets(encoded), prompts)
+    return TaskTokens(data, scored, encoded, suitable_buckets(encoded), prompts)
 
 
 # By objective.

@@ -6,6 +6,7 @@ from lora_jax.config import RunConfig
 from lora_jax.data.encoding import TaskTokens
 from lora_jax.data.tasks import find_task, scoring_of
 from lora_jax.errors import UserError
+from lora_jax.evaluation.choices import ChoicesEvaluator
 from lora_jax.evaluation.generation import GenerationEvaluator
 from lora_jax.evaluation.scores import ScoresEvaluator
 from lora_jax.metrics import METRICS
@@ -18,6 +19,7 @@ from lora_jax.weights.load import Base
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "scores": ScoresEvaluator,
+    "choices": ChoicesEvaluator,
     "generation": GenerationEvaluator,
 }
 
@@ -46,6 +48,8 @@ def check_metrics(run: RunConfig) -> None:
         cannot be computed on the validation split.
     """
     scoring = scoring_of(run.task)
+    if reason := METRICS[scoring.select].unavailable():
+        raise UserError(f"task.select={scoring.select!r}: {reason}; use {', '.join(_available(run, 'valid'))}")
     for name in scoring.metrics:
         if name != scoring.select and name not in (accepted := _available(run, "test")):
             given = list(run.task.metrics or scoring.metrics)

@@ -43,18 +43,14 @@ class GenerationEvaluator:
     def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
         tokens, mask = next(self._prompts.batches(self._batch))
         packed = packed_generation(self._program, self._decoding)
-        return {
-            (tokens.shape, self._decoding): functools.partial(
-                packed.lower, self._base.model, params, constants, tokens, mask
-            )
-        }
+        return {self._key(tokens): functools.partial(packed.lower, self._base.model, params, constants, tokens, mask)}
 
     def describe(self, split: str, runs: int) -> str:
         return f"generating {runs} x {len(self._prompts)} {split} texts"
 
     def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
         rows = [
-            compiled[tokens.shape, self._decoding](self._base.model, params, constants, *put_batch((tokens, mask)))
+            compiled[self._key(tokens)](self._base.model, params, constants, *put_batch((tokens, mask)))
             for tokens, mask in self._prompts.batches(self._batch)
         ]
         generated = np.concatenate(jax.device_get(rows), axis=1)[:, : len(self._prompts)]
@@ -66,6 +62,9 @@ class GenerationEvaluator:
         records = [{"prompt": prompt, "text": text, "references": references} for prompt, text, references in lines]
         content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_atomically(folder / "texts.jsonl", content.encode())
+
+    def _key(self, tokens: Int32[np.ndarray, "batch seq"]) -> Hashable:
+        return "generate", tokens.shape, self._decoding
 
     def _decode(self, tokens: Int32[np.ndarray, "prompts new_tokens"]) -> list[str]:
         """Returns the texts without special tokens, up to the token that ends them."""

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,25 +37,14 @@ class ScoresEvaluator:
         return objective.fields
 
     def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
-        outputs_of = packed_outputs(self._program)
-        # One program for each shape, whichever splits it occurs in.
-        shapes = {_key(shape): shape for batches in self._batches.values() for shape in _shapes(batches)}
-        return {
-            key: functools.partial(outputs_of.lower, self._base.model, params, constants, shape)
-            for key, shape in shapes.items()
-        }
+        return lower_outputs(self._program, self._base, self._batches.values(), params, constants)
 
     def describe(self, split: str, runs: int) -> str:
         return f"scoring {len(self._batches[split].encoded)} {TITLES[split]} examples"
 
     def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
         batches = self._batches[split]
-        outputs = []
-        for i in range(len(batches)):
-            batch = batches[i].batch
-            # Nothing is fetched inside the loop, so the device never waits for the host.
-            outputs.append(compiled[_key(batch)](self._base.model, params, constants, put_batch(batch)))
-        rows = jax.tree.map(lambda *rows: batches.restore(rows, axis=1), *jax.device_get(outputs))
+        rows = compute_outputs(compiled, self._base, batches, params, constants)
         objective, runs = OBJECTIVES[self._program.objective], len(jax.tree.leaves(rows)[0])
         return [
             objective.predictions(jax.tree.map(operator.itemgetter(i), rows), batches.encoded.labels, self._classes)
@@ -66,10 +55,28 @@ class ScoresEvaluator:
         """Writes nothing: the metrics say it all."""
 
 
+def lower_outputs(
+    program: Program, base: Base, batches: Iterable[EvalBatches], params: Params, constants: Any
+) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
+    """Returns functions that lower the outputs of the objective for each shape of these batches, by keys."""
+    outputs_of = packed_outputs(program)
+    shapes = [_shape(part.example(length)) for part in batches for length in part.lengths()]
+    return {_key(shape): functools.partial(outputs_of.lower, base.model, params, constants, shape) for shape in shapes}
+
+
+def compute_outputs(compiled: Compiled, base: Base, batches: EvalBatches, params: Params, constants: Any) -> Any:
+    """Returns the outputs for all examples, in order, on the host, leaves ``[runs, examples, ...]``."""
+    outputs = []
+    for i in range(len(batches)):
+        batch = batches[i].batch
+        # Nothing is fetched inside the loop, so the device never waits for the host.
+        outputs.append(compiled[_key(batch)](base.model, params, constants, put_batch(batch)))
+    return jax.tree.map(lambda *rows: batches.restore(rows, axis=1), *jax.device_get(outputs))
+
+
+def _shape(batch: Batch) -> Batch:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+
+
 def _key(batch: Batch) -> Hashable:
-    return tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(batch))
-
-
-def _shapes(batches: EvalBatches) -> list[Batch]:
-    examples = [batches.example(length) for length in batches.lengths()]
-    return [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch) for batch in examples]
+    return "outputs", tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(batch))

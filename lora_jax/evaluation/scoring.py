@@ -42,11 +42,8 @@ def score_runs(
             if split not in evaluator.splits:
                 continue
             training.display.stage(prefix + evaluator.describe(split, len(task.runs)))
-            programs = {
-                key: program
-                for (owner, runs, key), program in training.compiled.evaluation.items()
-                if (owner, runs) == (name, len(task.runs))
-            }
+            compiled = training.compiled.evaluation.items()
+            programs = {key: program for (runs, key), program in compiled if runs == len(task.runs)}
             for run, predicted in zip(task.runs, evaluator.evaluate(split, programs, *trained), strict=True):
                 predictions[run][name] = predicted
     return [

@@ -61,6 +61,7 @@ class Base(Record):
     source: str | None = None
     fingerprint: str | None = None
     parameters: Integer | None = None
+    adapter: str | None = None  # SHA-256 of the adapter that the run started from; None: it started anew
 
 
 class Data(Record):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from lora_jax.config import QUANTISED, RunConfig
 
 # Settings that full fine-tuning does not read.
-LORA_ONLY = ("rank", "alpha", "targets", "method")
+LORA_ONLY = ("rank", "alpha", "targets", "method", "base")
 Overrides = tuple[str, ...]
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
+from lora_jax.evaluation.outcomes import outcomes_of
 from lora_jax.evaluation.scoring import score_runs
-from lora_jax.metrics import Scoring
+from lora_jax.metrics import Scoring, combine
 from lora_jax.records import PackRecord
+from lora_jax.records.outcomes import write_outcomes
 from lora_jax.train import record
 from lora_jax.train.evaluator import TaskEvaluators
 from lora_jax.train.loop import Training
@@ -50,10 +52,14 @@ def finish(
 def test_scores(
     training: Training, evaluators: Sequence[TaskEvaluators], scorings: Sequence[Scoring]
 ) -> list[dict[str, float]]:
-    """Returns the test metrics of each run at its best validation. Evaluators save their predictions."""
+    """Returns the test metrics of each run at its best validation. Writes each run's outcomes and predictions."""
     scores = score_runs(training, evaluators, scorings, "test", training.best)
     for task in evaluators:
-        for run in set(task.runs) & training.trackers.keys():
+        fingerprint = training.pack.setups[task.runs[0]].tokens.fingerprint("test")
+        for run in sorted(set(task.runs) & training.trackers.keys()):
+            predicted = combine(scores[run].predictions.values())
+            outcomes = outcomes_of(predicted, scorings[run].metrics, fingerprint)
+            write_outcomes(training.pack.points[run].folder, outcomes)
             for name, predictions in scores[run].predictions.items():
                 task.evaluators[name].save(training.pack.points[run].folder, predictions)
     return [run.metrics for run in scores]

@@ -21,6 +21,7 @@ from lora_jax.records import (
 )
 from lora_jax.train import record
 from lora_jax.train.setup import Setup
+from lora_jax.train.start import start_fingerprint
 
 ANEW = "or start anew with hydra.sweep.dir=<new folder>"
 IRRELEVANT = ("wandb",)  # settings that do not change a run
@@ -57,6 +58,11 @@ def check_runs(points: Iterable[Point]) -> None:
             raise UserError(
                 f"{point.folder} has a run of other settings than this command gives now: {'; '.join(changes)}. "
                 f"Restore the settings and resume, {ANEW}"
+            )
+        if not finished and run.base.adapter != start_fingerprint(point.config):
+            raise UserError(
+                f"base={point.config.base}: the adapter has changed since {point.folder} began; restore it and resume, "
+                f"{ANEW}"
             )
         read_metrics(point.folder, read_summary(point.folder))
 

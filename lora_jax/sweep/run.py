@@ -31,6 +31,7 @@ from lora_jax.train import record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.display import ProgressDisplay
 from lora_jax.train.memory import is_out_of_memory, size
+from lora_jax.train.start import check_start
 from lora_jax.train.step import program_of
 
 MAX_NAMES = 8  # names of a pack's runs in the printed plan; plan.json has all names
@@ -120,6 +121,7 @@ class Sweep:
             setup = self.setups.get(point.config)
             check_inputs(setup, recorded.get(inputs_key(point.config.model_dump(mode="json")), ()))
             method_of(point.config.method).validate(setup.base.model, point.config)
+            check_start(setup, point.config)
             build_evaluators(program_of(point.config), setup.base, point.config, setup.tokens)
 
     def run_pack(self, pack: PackPlan) -> None:

@@ -17,13 +17,13 @@ class CompiledPack:
 
     Attributes:
       steps: the train step for each padded length.
-      evaluation: the evaluators' programs, by the evaluator's name, the number of runs, and the evaluator's key.
+      evaluation: the evaluators' programs, by the number of runs and the key that an evaluator chose.
       seconds: the wall time of compilation.
       peak_bytes: what XLA planned for the largest train step.
     """
 
     steps: Mapping[int, Any]
-    evaluation: Mapping[tuple[str, int, Hashable], Any]
+    evaluation: Mapping[tuple[int, Hashable], Any]
     seconds: float
     peak_bytes: int
 
@@ -36,14 +36,13 @@ def compile_pack(pack: Pack, evaluators: Sequence[TaskEvaluators]) -> CompiledPa
     """
     start_time = time.monotonic()
     steps = lower_steps(pack)
-    evaluation: dict[tuple[str, int, Hashable], Any] = {}
+    evaluation: dict[tuple[int, Hashable], Any] = {}
     for task in evaluators:
         trained = task.select((pack.state.params, pack.constants))
-        for name, evaluator in task.evaluators.items():
+        for evaluator in task.evaluators.values():
             for key, lower in evaluator.lower(*trained).items():
-                program = (name, len(task.runs), key)
-                if program not in evaluation:  # tasks may share programs
-                    evaluation[program] = lower()
+                if (len(task.runs), key) not in evaluation:
+                    evaluation[len(task.runs), key] = lower()
     compiled = compile_all(steps | evaluation)
     seconds = time.monotonic() - start_time
     needed, free = size(pack.state.params) + max(map(added_bytes, compiled.values())), budget()

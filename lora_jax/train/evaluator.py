@@ -49,8 +49,8 @@ class Evaluator(Protocol):
           constants: the adapters' constants, arrays or shapes.
 
         Returns:
-          The functions, by keys that the evaluator chooses. Evaluators of several tasks that choose equal keys share
-          a program.
+          The functions, by keys that the evaluator chooses. Evaluators with equal keys share a program, so a key begins
+          with the name of the computation.
         """
 
     def describe(self, split: str, runs: int) -> str:

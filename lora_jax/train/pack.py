@@ -24,6 +24,7 @@ from lora_jax.methods import AdapterInit
 from lora_jax.train.initial import initial_adapters
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper, hyper_of
 from lora_jax.train.setup import Setup, common_base, pack_batches
+from lora_jax.train.start import start_from
 from lora_jax.train.step import (
     OUTPUT_MASK,
     Params,
@@ -60,14 +61,14 @@ def make_pack(setups: Sequence[Setup], points: Sequence[Point]) -> Pack:
       points: the runs.
 
     Raises:
-      UserError: the model does not have a run's targets or ranks.
+      UserError: the model does not have a run's targets or ranks, or an adapter to start from does not fit.
     """
     runs = [point.config for point in points]
     program, base = program_of(runs[0]), common_base(setups)
     batches = pack_batches(setups, runs)
     steps = [run.steps_of(count) for run, count in zip(runs, batches.steps_per_epoch, strict=True)]
     inits = [
-        initial_adapters(program, setup.base.model, run, batches, i)
+        start_from(setup, run, initial_adapters(program, setup.base.model, run, batches, i))
         for i, (setup, run) in enumerate(zip(setups, runs, strict=True))
     ]
     hypers = [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]

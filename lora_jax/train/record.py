@@ -19,6 +19,7 @@ from lora_jax.methods import AdapterInit
 from lora_jax.records import Axes, Base, Data, Device, RunRecord, Summary, read_summary
 from lora_jax.tracking import Tracker, TrackingSession
 from lora_jax.train.setup import Setup
+from lora_jax.train.start import start_fingerprint
 from lora_jax.train.step import StepMetrics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "hydra-core", "wandb", "tensorflow-datasets")
@@ -83,7 +84,12 @@ def run_record(setup: Setup, point: Point) -> RunRecord:
         overrides=point.overrides,
         versions={"python": sys.version.split()[0]} | {name: _version(name) for name in PACKAGES},
         device=Device(platform=device.platform, kind=device.device_kind, count=jax.device_count()),
-        base=Base(source=setup.base.source, fingerprint=setup.base.fingerprint, parameters=setup.base.parameters),
+        base=Base(
+            source=setup.base.source,
+            fingerprint=setup.base.fingerprint,
+            parameters=setup.base.parameters,
+            adapter=start_fingerprint(point.config),
+        ),
         data=Data(
             name=setup.task.name,
             fingerprint=setup.data.fingerprint,
