@@ -147,8 +147,9 @@ class Scaling(Padded):
 
     def continued(self, fresh: Self) -> Self:
         """Returns these constants with the dropout and learning rates of `fresh`. The scale belongs to the pair."""
-        rates = {"dropout": fresh.dropout, "lr_ratio": fresh.lr_ratio, "factor_dropout": fresh.factor_dropout}
-        return dataclasses.replace(self, **rates)
+        return dataclasses.replace(
+            self, dropout=fresh.dropout, lr_ratio=fresh.lr_ratio, factor_dropout=fresh.factor_dropout
+        )
 
 
 @jax.custom_vjp

@@ -1,0 +1,180 @@
+"""Runs of different tasks in one pack: each trains and is scored as it is alone."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.packed import QUICK
+
+from lora_jax.config.point import Point
+from lora_jax.data.encoding import TaskTokens
+from lora_jax.data.task import Task, TaskData
+from lora_jax.data.tokens import Encoded
+from lora_jax.evaluation import pack_evaluators
+from lora_jax.evaluation.scoring import score_runs
+from lora_jax.metrics import Scoring
+from lora_jax.sweep.plan import plan
+from lora_jax.train.compile import compile_pack
+from lora_jax.train.pack import make_pack, packed_step, unstack_run
+from lora_jax.train.setup import Setup, group_by_task
+from lora_jax.weights import load
+
+TASKS = {"cola": 2, "mnli": 3, "banking77": 7}  # labels
+METRICS = Scoring(("accuracy", "loss", "f1"), "accuracy", "accuracy")
+
+
+def encoded(task: str, seed: int, count: int, *, types: bool) -> Encoded:
+    """Random texts, whose lengths depend on the task and whose first token tells the label."""
+    rng = np.random.default_rng([seed, TASKS[task]])
+    lengths = rng.integers(3, 4 + TASKS[task], count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels = rng.integers(0, TASKS[task], count).astype(np.int32)
+    tokens = rng.integers(10, 101, lengths.sum()).astype(np.int32)
+    tokens[offsets[:-1]] = labels + 1
+    places = np.arange(len(tokens)) - np.repeat(offsets[:-1], lengths)
+    return Encoded(tokens, offsets, labels, 12, types=(places > 2).astype(np.int32) if types else None)
+
+
+@pytest.fixture(scope="module")
+def setups(base):
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), base)
+
+    def setup(task: str) -> Setup:
+        with jax.enable_x64(True):
+            model = jax.tree.map(jnp.asarray, wide)
+            loaded = load.Base(model, None, "made up", "", 1, SimpleNamespace(eos=()), {}, load._digest({}))
+            loaded = load.with_labels(loaded, TASKS[task])
+        splits = {
+            name: encoded(task, seed, count, types=task == "mnli")
+            for seed, (name, count) in enumerate({"train": 60, "valid": 20, "test": 30 + TASKS[task]}.items())
+        }
+        data = TaskData(tuple(map(str, range(TASKS[task]))), {})
+        row = Task(task, "classification", ("scores",), METRICS.metrics, "accuracy", "accuracy", lambda _: data)
+        return Setup(loaded, row, data, TaskTokens(data, {}, splits, (8, 12)))
+
+    return {task: setup(task) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def runs(configure):
+    common = {"dtype": "float64", "batch": 8, "steps": 20, "lr": 3e-3, "eval_batch": 16, "task__buckets": None}
+    return [
+        configure(task__name=task, rank=rank, seed=seed, **common)
+        for seed, (task, rank) in enumerate([("cola", 2), ("banking77", 4), ("mnli", 2), ("cola", 4)])
+    ]
+
+
+def trained(setups, runs, steps=4):
+    points = [Point(str(i), Path(), run) for i, run in enumerate(runs)]
+    pack = make_pack([setups[run.task.name] for run in runs], points)
+    step, losses, programs = packed_step(pack.program), [], {}
+    for i in range(steps):
+        batch = jax.device_put(pack.batches[i])
+        arguments = (pack.base, pack.state, pack.constants, pack.hyper, batch)
+        if (length := batch.tokens.shape[-1]) not in programs:
+            programs[length] = step.lower(*arguments).compile(QUICK)
+        pack.state, metrics = programs[length](*arguments)
+        losses.append(metrics.loss)
+    return pack, np.array(losses)
+
+
+def scores(pack):
+    evaluators = pack_evaluators(pack)
+    compiled = compile_pack(pack, evaluators)
+    display = SimpleNamespace(stage=lambda _: None)
+    training = SimpleNamespace(pack=pack, compiled=compiled, display=display)
+    scorings = [METRICS] * len(pack.points)
+    return [score_runs(training, evaluators, scorings, split, pack.state.params) for split in ("valid", "test")]
+
+
+def test_a_run_trains_and_is_scored_as_it_is_alone(setups, runs):
+    with jax.enable_x64(True):
+        together, losses = trained(setups, runs)
+        packed = scores(together)
+        for i, run in enumerate(runs[:3]):
+            alone, expected = trained(setups, [run])
+            np.testing.assert_allclose(losses[:, i], expected[:, 0], rtol=1e-9)
+            params = unstack_run(together.state.params, i, together.inits[i].params)
+            single = unstack_run(alone.state.params, 0, alone.inits[0].params)
+            assert params["head/bias"].value.shape == (TASKS[run.task.name],)
+            for path in single:
+                for actual, leaf in zip(*map(jax.tree.leaves, (params[path], single[path])), strict=True):
+                    np.testing.assert_allclose(actual, leaf, rtol=0, atol=1e-9 * max(np.abs(leaf).max(), 1e-3))
+            for split, alone_split in zip(packed, scores(alone), strict=True):
+                assert split[i].metrics == pytest.approx(alone_split[0].metrics, rel=1e-9)
+                assert len(split[i].predictions["scores"].labels) == len(alone_split[0].predictions["scores"].labels)
+
+
+def test_outputs_that_a_task_lacks_stay_zero(setups, runs):
+    with jax.enable_x64(True):
+        pack, _ = trained(setups, runs)
+        for i, run in enumerate(runs):
+            kernel = pack.state.params["head/kernel"].value[i]
+            assert not kernel[:, TASKS[run.task.name] :].any() and kernel[:, : TASKS[run.task.name]].all()
+
+
+def test_runs_see_their_own_examples_padded_to_the_longest(setups, runs):
+    pack, _ = trained(setups, runs, steps=0)
+    assert group_by_task(runs) == [[0, 3], [1], [2]]
+    assert pack.batches.steps_per_epoch == [7] * 4
+    for step in (0, 5, 30):
+        batch = pack.batches[step]
+        assert batch.tokens.shape == (4, 8, pack.batches.length_at(step))
+        for i, run in enumerate(runs):
+            alone = setups[run.task.name].train_batches(run, (run.seed,))[step]
+            width = alone.tokens.shape[-1]
+            np.testing.assert_array_equal(batch.tokens[i, :, :width], alone.tokens[0])
+            np.testing.assert_array_equal(batch.labels[i], alone.labels[0])
+            assert not batch.mask[i, :, width:].any()
+            np.testing.assert_array_equal(
+                batch.types[i, :, :width], np.zeros((8, width)) if alone.types is None else alone.types[0]
+            )
+
+
+class Costs:
+    """Every run costs the same; texts of banking77 are much longer than the others'."""
+
+    room = 10**9
+
+    def steps(self, point):
+        return 10
+
+    def work(self, points):
+        return 1.0
+
+    def length(self, points):
+        return 90 if any(point.config.task.name == "banking77" for point in points) else 30
+
+    def predict(self, points):
+        return len(points), True
+
+    def tokens(self, points):
+        return len(points)
+
+
+def names(packs):
+    return sorted(sorted({point.config.task.name for point in pack.points}) for pack in packs)
+
+
+def test_tasks_of_one_objective_share_a_pack_unless_one_is_much_longer(runs):
+    points = [Point(str(i), Path(str(i)), run) for i, run in enumerate(runs)]
+    assert names(plan(points, Costs())) == [["banking77"], ["cola", "mnli"]]
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 0.1}, {"optim": "adafactor"}])
+def test_tasks_do_not_share_a_pack_where_padding_would_change_a_run(configure, changes):
+    points = [Point(task, Path(task), configure(task__name=task, **changes)) for task in ("cola", "mnli")]
+    assert names(plan(points, Costs())) == [["cola"], ["mnli"]]
+
+
+def test_regression_and_classification_do_not_share_a_pack(configure):
+    points = [Point(task, Path(task), configure(task__name=task)) for task in ("cola", "stsb")]
+    assert names(plan(points, Costs())) == [["cola"], ["stsb"]]
+
+
+def test_runs_of_one_task_have_no_mask_of_outputs(setups, runs):
+    assert "head/mask" not in trained(setups, [runs[0], runs[3]], steps=0)[0].constants
+    assert "head/mask" in trained(setups, runs[:2], steps=0)[0].constants
