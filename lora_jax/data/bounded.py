@@ -9,7 +9,6 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from lora_jax.errors import UserError
 
@@ -17,7 +16,7 @@ LARGEST = 64 * 2**20  # bytes of a raw file, an archive or a download, for tasks
 
 
 @contextlib.contextmanager
-def open_bounded(path: Path, largest: int = LARGEST) -> Iterator[BinaryIO]:
+def open_bounded(path: Path, largest: int = LARGEST) -> Iterator[io.BufferedReader]:
     """Opens a raw file for reading.
 
     Raises:

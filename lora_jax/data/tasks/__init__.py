@@ -75,7 +75,7 @@ def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
 
     Raises UserError if there is no such task, or `data_dir` does not hold its files.
     """
-    task = find_task(TaskConfig(name=name, steps=1))
+    task = find_task(TaskConfig.model_validate({"name": name, "steps": 1}))
     return task.load(None if data_dir is None else Path(data_dir).expanduser())
 
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from lora_jax.data.chats import last_answer, to_json
 from lora_jax.data.held_out import cut_validation
 from lora_jax.data.tasks.own.files import Files
-from lora_jax.data.tasks.own.kinds import COLUMNS, Kind
+from lora_jax.data.tasks.own.kinds import Kind
 from lora_jax.data.tasks.own.readers import Table, read_table
 from lora_jax.data.tasks.own.rows import Row
 from lora_jax.errors import UserError, shown
 
-# The texts that an example consists of, and last what is learnt: a class, a number or a text. A conversation is its turns
-# before the assistant's last one, and the whole of it.
+# The texts of an example, and last what is learnt: a class, a number or a text. Of a conversation: the turns before the
+# assistant's last one, and the whole of it.
 Example = tuple[str, ...]
 Columns = Mapping[str, str]  # the names of columns by setting
 
@@ -49,8 +49,8 @@ def read_examples(source: Source) -> OwnExamples:
     a tenth of what is left, and of each class if there are classes.
 
     Raises:
-      UserError: a file is malformed, a column is missing, a class is not in the train split or is the only one, or an id
-        is there twice.
+      UserError: a file is malformed, a column is missing, a class is not in the train split or is the only one, or an
+        id is there twice.
     """
     with_classes = source.kind.name == "classification"
     splits: dict[str, list[Example]] = {}
@@ -95,10 +95,11 @@ def _open(source: Source, name: str) -> Table:
 
 
 def _read(source: Source, table: Table) -> Iterator[tuple[Row, Example]]:
-    read, number = _EXAMPLES[source.kind.name], 0
-    for number, row in enumerate(table.rows(list(source.columns.values())), 1):
+    read, empty = _EXAMPLES[source.kind.name], True
+    for row in table.rows(list(source.columns.values())):
         yield row, read(row, source.columns)
-    if not number:
+        empty = False
+    if empty:
         raise UserError(f"{table.file} has no rows; expected one or more of {', '.join(source.columns.values())}")
 
 

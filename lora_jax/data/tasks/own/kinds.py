@@ -37,8 +37,8 @@ class Kind:
         return "generation" in self.evaluators
 
 
-# The loss selects, because texts are not generated while a run trains. ROUGE-L heads the table: of what a generated text
-# is scored by, it makes sense for one word and for a page, and gives a part of the points for a part of the text.
+# The loss selects, because no texts are generated while a run trains. ROUGE-L heads the table, because it suits answers
+# of one word and of a page, and gives a part of the points for a part of the reference.
 _TEXTS = ("loss", "perplexity", "token_accuracy", "bleu", "rougeL", "exact_match")
 _ROWS = (
     Kind(

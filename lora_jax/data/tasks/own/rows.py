@@ -72,7 +72,7 @@ class Row:
         return str(value)
 
     def chat(self, column: str) -> Chat:
-        """Returns the conversation in `column`: ``{"role": ..., "content": ...}`` each, one of the assistant or more."""
+        """Returns the conversation in `column`, a list of ``{"role", "content"}``, some of the assistant."""
         expected = 'a list of one or more {"role": ..., "content": ...}'
         value = self._value(column, expected)
         if not isinstance(value, list) or not value:
