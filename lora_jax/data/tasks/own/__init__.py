@@ -10,7 +10,7 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.chats import Chats, from_json
 from lora_jax.data.prepared import open_builder, read_classes, read_numbers, read_splits, read_texts
 from lora_jax.data.task import Task, TaskData
-from lora_jax.data.tasks.own.examples import Source
+from lora_jax.data.tasks.own.examples import Source, open_table
 from lora_jax.data.tasks.own.files import FORMATS, find_files
 from lora_jax.data.tasks.own.kinds import COLUMNS, columns_of, kind_of
 from lora_jax.data.tasks.own.readers import LARGEST
@@ -60,6 +60,8 @@ def load(config: TaskConfig, data_dir: Path | None) -> TaskData:
     kind = kind_of(config)
     files = find_files(FORMATS[config.name], data_dir)
     source = Source(files, kind, columns_of(config))
+    for name in files.names:  # before all of a large file is hashed
+        open_table(source, name)
     data = _READ[kind.name](open_builder(builder_of(source), files.folder, files.names, LARGEST))
     for split, count in repeated(data).items():
         logger.warning(

@@ -57,7 +57,7 @@ def read_examples(source: Source) -> OwnExamples:
     classes: tuple[str, ...] = ()
     ids: dict[str, str] = {}  # and where each is
     for split, names in source.files.splits.items():
-        tables = [_open(source, name) for name in names]
+        tables = [open_table(source, name) for name in names]
         pairs = [pair for table in tables for pair in _read(source, table)]
         if split == "train" and with_classes:
             classes = _classes([example[-1] for _, example in pairs], source, tables[0])
@@ -73,7 +73,7 @@ def read_examples(source: Source) -> OwnExamples:
     return OwnExamples(splits, classes)
 
 
-def _open(source: Source, name: str) -> Table:
+def open_table(source: Source, name: str) -> Table:
     """Opens a file; UserError if it lacks a column, or a setting that must name one is missing."""
     path = source.files.folder / name
     table = read_table(path)

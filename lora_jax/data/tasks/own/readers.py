@@ -103,7 +103,7 @@ def _read_json_lines(path: Path) -> Table:
     def records() -> Iterator[Row]:
         for number, line in enumerate(read_lines(path, LARGEST), 1):
             if line.strip():
-                value = parse_json(line, file, number)
+                value = parse_json(line.strip(), file, number)
                 if not isinstance(value, dict):
                     raise UserError(f"{file}, line {number} holds {shown(value)}; expected an object")
                 yield Row(value, file, f"line {number}")
