@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.command_line import CommandLine, read
 from pyarrow import parquet
 
 from lora_jax.config import TaskConfig
@@ -295,7 +296,7 @@ MALFORMED: dict[str, tuple[str, dict[str, bytes], dict[str, str], str]] = {
     ),
     "no setting": (
         *("csv", {"train.csv": as_csv(ROWS)}, {"text": "question"}),
-        r"^task\.label is missing: task\.kind=classification needs it; the columns of .*train\.csv are question, intent",
+        r"^task\.label is missing: task\.kind=classification needs it; the columns of .*train\.csv are question, i",
     ),
     "a column twice": (
         *("csv", {"train.csv": b"question,intent,question\na,b,c\n"}, TEXT_LABEL),
@@ -629,3 +630,46 @@ def test_each_kind_has_its_metrics(kind, metric, select):
     task = find_task(TaskConfig.model_validate({"name": "jsonl", "steps": 1, "kind": kind}))
     assert (task.metric, task.select) == (metric, select)
     assert {metric, select} <= set(task.metrics) <= set(METRICS)
+
+
+# ---- from the command line
+
+
+@pytest.mark.smoke
+def test_a_sweep_of_a_table(command: CommandLine, tmp_path):
+    rows = [{"question": f"{('Why', 'How')[i % 2]} {i}?", "intent": ("why", "how")[i % 2]} for i in range(100)]
+    folder = write(tmp_path / "raw", {"train.csv": as_csv(rows)})
+    asked = ["task=csv", f"task.data_dir={folder}", "task.text=question", "task.label=intent", "rank=2,4"]
+    done = command.sweep(tmp_path / "sweep", *asked, "baseline=none", "eval_every=2")
+    assert done.returncode == 0, done.stderr
+    for name in ("rank=2", "rank=4"):
+        summary, run = (read(tmp_path / "sweep" / name / file) for file in ("summary.json", "run.json"))
+        assert set(summary["test"]) == {"accuracy", "f1", "matthews", "loss"} and summary["metric"] == "accuracy"
+        assert run["data"]["examples"] == {"train": 81, "valid": 10, "test": 9}
+        assert (run["config"]["task"]["text"], run["config"]["task"]["label"]) == ("question", "intent")
+    assert (tmp_path / "sweep/report/index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            ["task.text=query", "task.label=intent"],
+            "error: task.text='query': {file} has no such column; its columns are",
+        ),
+        (
+            ["task.text=question"],
+            "error: task.label is missing: task.kind=classification needs it; the columns of {file}",
+        ),
+        (
+            ["task.kind=ranking"],
+            "error: task.kind='ranking': must be 'classification', 'regression', 'generation' or 'ch",
+        ),
+    ],
+    ids=["a column", "a setting", "a kind"],
+)
+def test_a_sweep_of_bad_settings_is_refused_in_one_line(command: CommandLine, tmp_path, overrides, message):
+    folder = write(tmp_path / "raw", {"train.csv": as_csv(ROWS)})
+    done = command.sweep(tmp_path / "sweep", "task=csv", f"task.data_dir={folder}", *overrides)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(message.format(file=folder / "train.csv"))
