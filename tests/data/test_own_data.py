@@ -172,6 +172,9 @@ def test_a_data_set_names_its_classes_in_its_own_order(beside, tmp_path):
     train = data.splits["train"]
     named = {text: data.labels[label] for text, label in zip(train.texts, train.labels.tolist(), strict=True)}
     assert named.items() <= {(row["question"], row["intent"]) for row in ROWS}
+    if beside:
+        write(tmp_path / "raw", {"train/dataset_info.json": json.dumps({"features": features_of("xyz")}).encode()})
+        assert load("dataset", tmp_path / "raw", **TEXT_LABEL).labels == ("x", "y")
 
 
 def test_classes_may_be_whole_numbers_or_truth_values(tmp_path):

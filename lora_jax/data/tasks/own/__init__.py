@@ -62,7 +62,7 @@ def load(config: TaskConfig, data_dir: Path | None) -> TaskData:
     source = Source(files, kind, columns_of(config))
     for name in files.names:  # before all of a large file is hashed
         open_table(source, name)
-    data = _READ[kind.name](open_builder(builder_of(source), files.folder, files.names, LARGEST))
+    data = _READ[kind.name](open_builder(builder_of(source), files.folder, files.read, LARGEST))
     for split, count in repeated(data).items():
         logger.warning(
             "task.data_dir: %d of %d %s examples are also in the train split, so its figures are too good",

@@ -13,6 +13,7 @@ from lora_jax.errors import UserError, shown
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 _NAMED = re.compile(rf"({'|'.join(name for names in SPLITS.values() for name in names)})(?=[-.]|$)")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.|$)")
+DATASET_INFO = "dataset_info.json"  # beside the files of a data set that `datasets` saved
 _DEPTH = 3  # folders of a data set: a configuration, and a split in it
 
 
@@ -58,6 +59,12 @@ class Files:
     def names(self) -> tuple[str, ...]:
         """All files, in order."""
         return tuple(name for names in self.splits.values() for name in names)
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Everything that is read: the files, and what is beside them about their classes."""
+        beside = dict.fromkeys(Path(name).with_name(DATASET_INFO).as_posix() for name in self.names)
+        return (*self.names, *(name for name in beside if os.path.exists(self.folder / name)))
 
 
 def find_files(format: Format, data_dir: Path | None) -> Files:

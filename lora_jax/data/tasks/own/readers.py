@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from lora_jax.data.bounded import open_bounded, read_bytes
 from lora_jax.data.json_lines import parse_json
 from lora_jax.data.lines import read_lines
+from lora_jax.data.tasks.own.files import DATASET_INFO
 from lora_jax.data.tasks.own.rows import Row
 from lora_jax.errors import UserError, message_of, shown
 
@@ -186,7 +187,7 @@ def _named(value: Any, classes: tuple[str, ...]) -> Any:
 def _class_names(path: Path, schema: Any) -> dict[str, tuple[str, ...]]:
     """Returns the names of the classes of each column, as `datasets` writes them into a file or beside it."""
     embedded = (schema.metadata or {}).get(b"huggingface")
-    beside = path.parent / "dataset_info.json"
+    beside = path.with_name(DATASET_INFO)
     if embedded is not None:
         where, content = f"{_file(path)}, huggingface", embedded
     elif beside.exists():
