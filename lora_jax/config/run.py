@@ -113,13 +113,21 @@ class TaskConfig(Settings):
     """The data, the length of its texts, and how a run is scored."""
 
     name: Text
-    data_dir: Text | None = Field(None, description="a folder with the raw files, in place of the task's own")
+    data_dir: Text | None = Field(None, description="a folder with the raw files (of your own data, or one file)")
     buckets: Buckets | None = Field(
         None, description="padded lengths in tokens; longer texts are cut; null: lengths that suit the data"
     )
     max_length: Annotated[Count, Field(le=2**20)] = Field(
         512, description="without buckets, longer texts are cut to so many tokens"
     )
+    kind: Literal["classification", "regression", "generation", "chat"] | None = Field(
+        None, description="of the user's own data, as all columns below: what is learnt; null: classification"
+    )
+    text: Text | None = Field(None, description="the column of the texts")
+    pair: Text | None = Field(None, description="the column of second texts, if examples are pairs")
+    label: Text | None = Field(None, description="the column of classes, numbers or texts to generate")
+    messages: Text | None = Field(None, description="the column of conversations, for chats")
+    id: Text | None = Field(None, description="a column whose values must be unique in all files")
     steps: Count = Field(description="optimizer steps when neither steps nor epochs is given")
     eval_examples: Count | None = Field(None, description="the most examples to validate and test on; null: all")
     metrics: tuple[Text, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")

@@ -1,10 +1,13 @@
 """Reads files of the user, of which neither the kind nor the size is known."""
 
+import contextlib
 import gzip
+import hashlib
 import io
 import os
 import stat
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from lora_jax.errors import UserError
@@ -12,11 +15,12 @@ from lora_jax.errors import UserError
 LARGEST = 64 * 2**20  # bytes of a raw file, an archive or a download, for tasks that do not say more
 
 
-def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """Returns the content of a raw file.
+@contextlib.contextmanager
+def open_bounded(path: Path, largest: int = LARGEST) -> Iterator[io.BufferedReader]:
+    """Opens a raw file for reading.
 
     Raises:
-      UserError: it is not a regular file, has more than `largest` bytes, or cannot be read.
+      UserError: it is not a regular file, has more than `largest` bytes, or cannot be read, also later in the context.
     """
     where = f"task.data_dir: {path.absolute()}"
     try:
@@ -27,11 +31,23 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
                 raise UserError(f"{where} is not a regular file; expected one")
             if status.st_size > largest:
                 raise UserError(f"{where} has {status.st_size} bytes; expected at most {largest}")
-            return file.read(status.st_size)
+            yield file
     except IsADirectoryError:
         raise UserError(f"{where} is a folder; expected a file") from None
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}; expected a readable file") from error
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """Returns the content of a raw file; UserError as in `open_bounded`."""
+    with open_bounded(path, largest) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def sha256_of(path: Path, largest: int = LARGEST) -> bytes:
+    """Returns the SHA-256 of a raw file, which is never in memory as a whole; UserError as in `open_bounded`."""
+    with open_bounded(path, largest) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def gunzip(path: Path, largest: int = LARGEST) -> bytes:

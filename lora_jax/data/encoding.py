@@ -9,6 +9,7 @@ import numpy as np
 
 from lora_jax.config import RunConfig, TaskConfig
 from lora_jax.data.batches import Buckets, EncodedSplit, EvalBatches, TrainBatches
+from lora_jax.data.chats import Chats, make_chat_prompts, tokenize_chats
 from lora_jax.data.examples import Examples
 from lora_jax.data.prompts import Prompts, make_prompts
 from lora_jax.data.task import Task, TaskData
@@ -81,14 +82,14 @@ def encode_task(task: Task, data: TaskData, base: "Base", config: TaskConfig) ->
     return ENCODERS[task.objective](data, base, limits)
 
 
-def encode_labelled(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+def encode_labelled(data: TaskData[Examples], base: "Base", limits: Limits) -> TaskTokens:
     """Encodes texts, or pairs of texts, with a class or a number each."""
     types, scored = _reads_types(base), _scored_splits(data, limits)
     encoded = {name: tokenize(split, base.tokenizer, limits.max_length, types=types) for name, split in scored.items()}
     return TaskTokens(data, scored, encoded, suitable_buckets(encoded))
 
 
-def encode_generation(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+def encode_generation(data: TaskData[Examples], base: "Base", limits: Limits) -> TaskTokens:
     """Encodes prompts with the texts to generate after them."""
     end, scored = end_of_text(base), _scored_splits(data, limits)
     encoded = {
@@ -98,11 +99,27 @@ def encode_generation(data: TaskData, base: "Base", limits: Limits) -> TaskToken
     return TaskTokens(data, scored, encoded, suitable_buckets(encoded), prompts)
 
 
+def encode_chat(data: TaskData[Chats], base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes conversations as the chat template of `base` writes them; the answers are to be generated."""
+    end = end_of_text(base)
+    splits = {
+        name: split if name == "train" else split.take(range(len(split))[: limits.eval_examples])
+        for name, split in data.splits.items()
+    }
+    encoded = {
+        name: tokenize_chats(split, base.tokenizer, base.special, limits.max_length, name)
+        for name, split in splits.items()
+    }
+    prompts = make_chat_prompts(splits["test"], base.tokenizer, base.special, end, limits.max_length)
+    return TaskTokens(data, encoded, suitable_buckets(encoded), prompts)
+
+
 # By objective.
 ENCODERS: dict[str, Callable[[TaskData, "Base", Limits], TaskTokens]] = {
     "classification": encode_labelled,
     "regression": encode_labelled,
     "generation": encode_generation,
+    "chat": encode_chat,
 }
 
 
@@ -120,7 +137,7 @@ def end_of_text(base: "Base") -> int:
     return base.special.eos[0]
 
 
-def _scored_splits(data: TaskData, limits: Limits) -> dict[str, Examples]:
+def _scored_splits(data: TaskData[Examples], limits: Limits) -> dict[str, Examples]:
     """Returns the splits, ``valid`` and ``test`` with the examples that are scored."""
     return {
         name: split if name == "train" else _scored(split, limits.eval_examples) for name, split in data.splits.items()

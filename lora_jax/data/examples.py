@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -45,6 +45,12 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def content(self) -> list[list[Any]]:
+        """Returns the columns that examples consist of, as the data's fingerprint reads them."""
+        columns = self.texts, np.asarray(self.labels).tolist(), self.pairs, self.choices
+        # Single texts hash as they did before there were pairs.
+        return [column for column in columns if column is not None]
 
     def take(self, rows: Sequence[int]) -> "Examples":
         """Returns the examples at `rows`, in that order."""

@@ -104,7 +104,7 @@ class Record:
 def read_json(path: Path) -> Record:
     """Returns the object that a JSON file holds. Raises UserError if it cannot be read, or holds something else."""
     where = f"task.data_dir: {path.absolute()}"
-    return _record(_parse(read_text(path), where, 1), where)
+    return _record(parse_json(read_text(path), where, 1), where)
 
 
 def read_json_list(path: Path) -> list[Record]:
@@ -114,7 +114,7 @@ def read_json_list(path: Path) -> list[Record]:
       UserError: the file cannot be read, or holds something else than a list of one or more objects.
     """
     where = f"task.data_dir: {path.absolute()}"
-    values = _parse(read_text(path), where, 1)
+    values = parse_json(read_text(path), where, 1)
     if not isinstance(values, list) or not values:
         raise UserError(f"{where} holds {shown(values)}; expected a list of one or more objects")
     return [_record(value, f"{where}, [{i}]") for i, value in enumerate(values)]
@@ -131,11 +131,14 @@ def read_json_lines(path: Path) -> list[Record]:
     lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{where} has no line; expected one or more, each an object in JSON")
-    return [_record(_parse(line, where, number), f"{where}, line {number}") for number, line in lines]
+    return [_record(parse_json(line, where, number), f"{where}, line {number}") for number, line in lines]
 
 
-def _parse(text: str, where: str, first_line: int) -> Any:
-    """Returns the value that `text` holds, whose first line has the number `first_line` in the file."""
+def parse_json(text: str, where: str, first_line: int) -> Any:
+    """Returns the value that `text` holds, whose first line has the number `first_line` in the file.
+
+    Raises UserError if it is not JSON. The message begins with `where`.
+    """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

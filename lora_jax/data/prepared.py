@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lora_jax.data.bounded import LARGEST, read_bytes
+from lora_jax.data.bounded import LARGEST, sha256_of
 from lora_jax.data.examples import Examples
 from lora_jax.data.kept import keep
 from lora_jax.data.raw import raw_files
@@ -39,7 +39,7 @@ def open_builder(
     """
     digest = hashlib.sha256(f"{kind.name} {kind.VERSION}".encode())
     for path in raw_files(folder, files):
-        digest.update(hashlib.sha256(read_bytes(path, largest)).digest())
+        digest.update(sha256_of(path, largest))
     prepared = keep("tfds", digest.hexdigest()[:16], lambda into: _prepare(kind, folder, into))
     return kind(folder=folder, data_dir=prepared)
 

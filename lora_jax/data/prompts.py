@@ -1,7 +1,7 @@
 """The prompts that a trained model generates texts from, and their references."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,8 +43,12 @@ def make_prompts(examples: Examples, tokenizer: "Tokenizer", pad: int, limit: in
     for text, reference in zip(examples.texts, examples.labels, strict=True):
         references.setdefault(text, []).append(reference)
     references = dict(list(references.items())[:limit])
-    tokens, mask = left_pad(tokenize_prompts(list(references), tokenizer), pad)
+    rows = tokenize_prompts(list(references), tokenizer)
+    return pad_prompts(list(references), list(references.values()), rows, pad)
+
+
+def pad_prompts(texts: list[str], references: list[list[str]], rows: Sequence[Sequence[int]], pad: int) -> Prompts:
+    """Returns prompts, of which `rows` are the tokens, padded to a multiple of MULTIPLE."""
+    tokens, mask = left_pad(rows, pad)
     width = [(0, 0), (-tokens.shape[1] % MULTIPLE, 0)]
-    return Prompts(
-        list(references), list(references.values()), np.pad(tokens, width, constant_values=pad), np.pad(mask, width)
-    )
+    return Prompts(texts, references, np.pad(tokens, width, constant_values=pad), np.pad(mask, width))

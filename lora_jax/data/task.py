@@ -6,18 +6,35 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from lora_jax.config import TaskConfig
-from lora_jax.data.examples import Examples
 from lora_jax.errors import UserError
 from lora_jax.metrics import METRICS, Scoring
 
 
+class Split(Protocol):
+    """The examples of one split. ``examples.Examples`` holds texts with labels, ``chats.Chats`` conversations."""
+
+    @property
+    def labels(self) -> Any:
+        """The label of each example."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def content(self) -> list[list[Any]]:
+        """Returns the columns that examples consist of, one entry for each example, as JSON holds them."""
+        ...
+
+
+S = TypeVar("S", bound=Split)
+
+
 @dataclass(frozen=True, eq=False)
-class TaskData:
+class TaskData(Generic[S]):
     """The loaded data of a task.
 
     `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
@@ -25,7 +42,7 @@ class TaskData:
     """
 
     labels: tuple[str, ...]
-    splits: Mapping[str, Examples]
+    splits: Mapping[str, S]
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
@@ -38,13 +55,10 @@ class TaskData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the label names and every split's texts, labels and second texts, in order."""
+        """SHA-256, in hex, over the label names and the content of every split, in order."""
         digest = hashlib.sha256(json.dumps(self.labels).encode())
         for name, split in sorted(self.splits.items()):
-            content: list[Any] = [name, split.texts, np.asarray(split.labels).tolist()]
-            # Single texts hash as they did before there were pairs.
-            content += [field for field in (split.pairs, split.choices) if field is not None]
-            digest.update(json.dumps(content).encode())
+            digest.update(json.dumps([name, *split.content()]).encode())
         return digest.hexdigest()
 
 
@@ -64,7 +78,7 @@ class Task:
     """
 
     name: str
-    objective: Literal["classification", "regression", "generation"]
+    objective: Literal["classification", "regression", "generation", "chat"]
     evaluators: tuple[str, ...]
     metrics: tuple[str, ...]
     metric: str

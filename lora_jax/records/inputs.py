@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_DATA = ("task.name", "task.data_dir", "data_root")
+_COLUMNS = ("task.kind", "task.text", "task.pair", "task.label", "task.messages", "task.id")
+_DATA = ("task.name", "task.data_dir", "data_root", *_COLUMNS)
 _ENCODING = ("task.eval_examples",)
 _BASE = ("model.source", "model.family", "model.pool", "dtype", "base_storage")
 

@@ -167,6 +167,7 @@ OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "regression": Regression(),
     "generation": Generation(),
+    "chat": Generation(),
 }
 
 

@@ -52,7 +52,7 @@ def program_of(run: RunConfig) -> Program:
     # recomputes at once what `remat` dropped, so no memory is saved.
     unroll_all = jax.default_backend() == "cpu" and run.model.remat == "none"
     method, objective = method_of(run.method), find_task(run.task).objective
-    if method.ensemble > 1 and objective == "generation":
+    if method.ensemble > 1 and OBJECTIVES[objective].head == "causal":
         raise UserError(
             f"method.ensemble={method.ensemble}: must be 1 for task={run.task.name}, whose texts one model generates"
         )

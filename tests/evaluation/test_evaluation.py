@@ -71,13 +71,15 @@ def test_scores_are_those_of_each_run_alone_in_the_order_of_the_examples(base, c
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_fill_the_fields_that_they_promise(name):
     objective, n = OBJECTIVES[name], 3
+    likelihoods = SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int))
     outputs = {
         "classification": np.zeros((n, 2), np.float32),
         "regression": np.zeros(n, np.float32),
-        "generation": SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int)),
+        "generation": likelihoods,
+        "chat": likelihoods,
     }[name]
     assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
-    assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1, "generation": None}[name]
+    assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1}.get(name)
 
 
 def test_regression_learns_numbers_of_pairs_by_their_types():

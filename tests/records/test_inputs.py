@@ -4,6 +4,9 @@ import pytest
 
 from lora_jax.records.inputs import data_key, inputs_key
 
+COLUMNS = ("kind", "text", "pair", "label", "messages", "id")
+DATA = {"task__name", "task__data_dir", *(f"task__{key}" for key in COLUMNS)}
+
 
 def test_a_run_and_its_record_have_the_same_key(configure):
     run = configure()
@@ -18,6 +21,7 @@ def test_a_run_and_its_record_have_the_same_key(configure):
         {"model__pool": "first"},
         {"task__name": "cola"},
         {"task__data_dir": "elsewhere"},
+        *({f"task__{key}": "chat"} for key in COLUMNS),
         {"task__buckets": [16, 32]},
         {"task__eval_examples": 7},
         {"dtype": "bfloat16"},
@@ -27,7 +31,7 @@ def test_a_run_and_its_record_have_the_same_key(configure):
 def test_what_determines_the_base_or_its_data_changes_the_key(configure, changes):
     run, other = configure().model_dump(mode="json"), configure(**changes).model_dump(mode="json")
     assert inputs_key(run) != inputs_key(other)
-    assert (data_key(run) != data_key(other)) == (not {"task__name", "task__data_dir"}.isdisjoint(changes))
+    assert (data_key(run) != data_key(other)) == (not DATA.isdisjoint(changes))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from lora_jax.data.tasks.e2e import E2E
 from lora_jax.data.tasks.emotion import EMOTION
 from lora_jax.data.tasks.glue import GLUE
 from lora_jax.data.tasks.gsm8k import GSM8K
+from lora_jax.data.tasks.own import OWN, own_task, refuse_columns
 from lora_jax.data.tasks.samsum import SAMSUM
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
 from lora_jax.data.tasks.wikisql import WIKISQL
@@ -41,8 +42,16 @@ TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
 def find_task(config: TaskConfig) -> Task:
-    """Returns the task of these settings, of which nothing is loaded yet; UserError if there is none."""
-    return _known(config.name)
+    """Returns the task of these settings, of which nothing is loaded yet.
+
+    Raises UserError if there is none, or it cannot have these settings.
+    """
+    if config.name in OWN:
+        return own_task(config)
+    if config.name not in TASKS:
+        raise UserError(f"task.name={config.name!r}: not a task; use {', '.join(sorted([*TASKS, *OWN]))}")
+    refuse_columns(config)
+    return TASKS[config.name]
 
 
 def load_data(config: TaskConfig, data_root: str | None = None) -> TaskData:
@@ -66,13 +75,8 @@ def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
 
     Raises UserError if there is no such task, or `data_dir` does not hold its files.
     """
-    return _known(name).load(None if data_dir is None else Path(data_dir).expanduser())
-
-
-def _known(name: str) -> Task:
-    if name not in TASKS:
-        raise UserError(f"task.name={name!r}: not a task; use {', '.join(sorted(TASKS))}")
-    return TASKS[name]
+    task = find_task(TaskConfig.model_validate({"name": name, "steps": 1}))
+    return task.load(None if data_dir is None else Path(data_dir).expanduser())
 
 
 def scoring_of(config: TaskConfig) -> Scoring:
