@@ -6,26 +6,29 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import numpy as np
+from typing_extensions import TypeVar
 
 from lora_jax.config import TaskConfig
-from lora_jax.data.examples import Examples
+from lora_jax.data.examples import Examples, Split
 from lora_jax.errors import UserError
 from lora_jax.metrics import METRICS, Scoring
 
+S = TypeVar("S", bound=Split, default=Examples)
+
 
 @dataclass(frozen=True, eq=False)
-class TaskData:
-    """The loaded data of a task.
+class TaskData(Generic[S]):
+    """The loaded data of a task: texts, or images in a ``TaskData[Images]``.
 
     `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
     ``test``. Raises UserError if an example is of a class that `labels` does not name.
     """
 
     labels: tuple[str, ...]
-    splits: Mapping[str, Examples]
+    splits: Mapping[str, S]
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
@@ -38,13 +41,10 @@ class TaskData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the label names and every split's texts, labels and second texts, in order."""
+        """SHA-256, in hex, over the label names and every split's examples, in order."""
         digest = hashlib.sha256(json.dumps(self.labels).encode())
         for name, split in sorted(self.splits.items()):
-            content: list[Any] = [name, split.texts, np.asarray(split.labels).tolist()]
-            # Single texts hash as they did before there were pairs.
-            content += [field for field in (split.pairs, split.choices) if field is not None]
-            digest.update(json.dumps(content).encode())
+            digest.update(json.dumps([name, *split.content()]).encode())
         return digest.hexdigest()
 
 
@@ -64,13 +64,18 @@ class Task:
     """
 
     name: str
-    objective: Literal["classification", "regression", "generation"]
+    objective: Literal["classification", "regression", "generation", "image_classification"]
     evaluators: tuple[str, ...]
     metrics: tuple[str, ...]
     metric: str
     select: str
-    load: Callable[[Path | None], TaskData]
+    load: Callable[[Path | None], TaskData[Any]]
     folder: str = ""
+
+    @property
+    def images(self) -> bool:
+        """Whether the examples are images instead of texts."""
+        return self.objective == "image_classification"
 
     def scoring(self, config: TaskConfig) -> Scoring:
         """Returns the metrics of a run: the task's, unless `config` names others.

@@ -61,7 +61,7 @@ class Objective(Protocol):
 
 
 class Classification:
-    """One class for each example: the cross-entropy of a linear head's logits."""
+    """One class for each example, a text or an image: the cross-entropy of a linear head's logits."""
 
     head: ClassVar[Head] = "classifier"
     fields: ClassVar[frozenset[str]] = frozenset({"labels", "logits", "losses", "tokens", "correct"})
@@ -167,6 +167,7 @@ OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "regression": Regression(),
     "generation": Generation(),
+    "image_classification": Classification(),
 }
 
 
