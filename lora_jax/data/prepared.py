@@ -30,8 +30,8 @@ def open_builder(
 ) -> "FolderBuilder":
     """Returns the builder of class `kind` of the raw `files` in `folder`, prepared and ready for `as_data_source`.
 
-    The path of the prepared copy contains a hash of the builder's version and of the raw files and their names, so files
-    that change are prepared anew. So is a copy that is damaged.
+    The path of the prepared copy contains a hash of the builder's version, the raw files and their names, so files that
+    change are prepared anew. So is a copy that is damaged.
 
     Raises:
       UserError: `folder` lacks a file, a file is malformed or has more than `largest` bytes, or the cache cannot be

@@ -36,7 +36,7 @@ def test_a_sweep_on_a_folder_of_images(command, tiny_vit, photos, tmp_path):
     assert len(runs(tmp_path / "sweep")) == 3
     for name in runs(tmp_path / "sweep"):
         summary = read(tmp_path / "sweep" / name / "summary.json")
-        assert summary["status"] == "finished" and summary["final"]["test/accuracy"] == 1.0
+        assert (summary["status"], summary["test"]["accuracy"]) == ("finished", 1.0)
         assert max(record["tokens"] for record in records(tmp_path / "sweep" / name)) == 12 * 8  # images
     assert len(json.loads((tmp_path / "sweep" / "plan.json").read_text())["packs"]) == 2  # of LoRA, of full fine-tuning
 
