@@ -73,11 +73,13 @@ def test_objectives_fill_the_fields_that_they_promise(name):
     objective, n = OBJECTIVES[name], 3
     outputs = {
         "classification": np.zeros((n, 2), np.float32),
+        "image_classification": np.zeros((n, 2), np.float32),
         "regression": np.zeros(n, np.float32),
         "generation": SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int)),
     }[name]
     assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
-    assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1, "generation": None}[name]
+    heads = {"classification": 2, "image_classification": 2, "regression": 1, "generation": None}
+    assert objective.head_outputs(("a", "b")) == heads[name]
 
 
 def test_regression_learns_numbers_of_pairs_by_their_types():
