@@ -132,6 +132,9 @@ class TaskConfig(Settings):
     eval_examples: Count | None = Field(None, description="the most examples to validate and test on; null: all")
     metrics: tuple[Text, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")
     select: Text | None = data(None, description="the validation metric that picks a run's best evaluation")
+    augment: tuple[Literal["crop", "flip"], ...] | None = Field(
+        None, description="how training images are varied: cropped at random, mirrored left to right; null: not at all"
+    )
     decode: DecodeConfig | None = Field(None, description="how texts are generated, if the task generates any")
 
 

@@ -1,13 +1,15 @@
-"""Reads files of a zip archive, or of a tar archive in bzip2, without trusting it."""
+"""Reads files of a zip archive, or of a tar archive in bzip2 or gzip, without trusting it."""
 
 import bz2
+import gzip
 import io
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO
 
 from lora_jax.data.bounded import LARGEST, read_bytes
 from lora_jax.errors import UserError
@@ -16,7 +18,12 @@ COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 MEMBERS = 10_000
 _MEMBER = b"PK\1\2"  # begins the record of a member
 _ENCRYPTED = 1  # a bit of a member's flags
-_BZIP2 = b"BZh"  # begins a file in bzip2
+_GZIP = b"\x1f\x8b"
+# By what a compressed file begins with.
+_TARS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
+    b"BZh": ("bzip2", bz2.BZ2File),
+    _GZIP: ("gzip", gzip.open),
+}
 _UNPACKED = 8  # the most that a tar archive unpacks to with all its members, in multiples of its largest file
 
 
@@ -29,7 +36,7 @@ def read_archive(path: Path, names: Sequence[str], largest: int = LARGEST) -> di
     """
     where = f"task.data_dir: {path.absolute()}"
     content = read_bytes(path, largest)
-    if content.startswith(_BZIP2):
+    if content.startswith(tuple(_TARS)):
         return _read_tar(content, names, where, largest)
     try:
         if content.count(_MEMBER) > MEMBERS:
@@ -46,21 +53,49 @@ def read_archive(path: Path, names: Sequence[str], largest: int = LARGEST) -> di
         raise UserError(f"{where} is not a readable zip file ({error or type(error).__name__})") from error
 
 
+def tar_files(path: Path, suffix: str, largest: int = LARGEST, members: int = MEMBERS) -> Iterator[tuple[str, bytes]]:
+    """Yields the name and the content of every file of a compressed tar archive whose name ends with `suffix`.
+
+    Args:
+      path: the archive.
+      suffix: such as ``.jpg``.
+      largest: bytes of the archive, and of each file in it.
+      members: the archive may have so many.
+
+    Raises:
+      UserError: as in `read_archive`.
+    """
+    where = f"task.data_dir: {path.absolute()}"
+    yield from _tar_files(read_bytes(path, largest), lambda name: name.endswith(suffix), where, largest, members)
+
+
 def _read_tar(content: bytes, names: Sequence[str], where: str, largest: int) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
+    wanted = frozenset(names)
+    for path, file in _tar_files(content, lambda path: PurePosixPath(path).name in wanted, where, largest, MEMBERS):
+        name = PurePosixPath(path).name
+        if name in contents:
+            raise UserError(f"{where} has several files {name}; expected one")
+        contents[name] = file
+    if missing := [name for name in names if name not in contents]:
+        raise UserError(f"{where} has no file {missing[0]}; expected one")
+    return contents
+
+
+def _tar_files(
+    content: bytes, wanted: Callable[[str], bool], where: str, largest: int, members: int
+) -> Iterator[tuple[str, bytes]]:
+    compression, opener = _TARS.get(content[:3]) or _TARS[_GZIP]
     try:
         # A stream is unpacked once, from front to end, and nothing of it is written anywhere.
-        unpacked = _Bounded(bz2.BZ2File(io.BytesIO(content)), _UNPACKED * largest, where)
+        unpacked = _Bounded(opener(io.BytesIO(content)), _UNPACKED * largest, where)
         with tarfile.open(fileobj=unpacked, mode="r|", errorlevel=2) as archive:
             for i, member in enumerate(archive):
-                if i >= MEMBERS:
-                    raise UserError(f"{where} has more than {MEMBERS} members; it is not used")
+                if i >= members:
+                    raise UserError(f"{where} has more than {members} members; it is not used")
                 _refuse_outside(member.name, where)
-                name = PurePosixPath(member.name).name
-                if name not in names:
+                if not wanted(member.name):
                     continue
-                if name in contents:
-                    raise UserError(f"{where} has several files {name}; expected one")
                 file = archive.extractfile(member) if member.isreg() else None
                 if file is None:
                     raise UserError(f"{where}: {member.name} is not a plain file; expected one")
@@ -68,20 +103,19 @@ def _read_tar(content: bytes, names: Sequence[str], where: str, largest: int) ->
                     raise UserError(
                         f"{where}: {member.name} unpacks to {member.size} bytes; expected at most {largest}"
                     )
-                contents[name] = file.read()
+                yield member.name, file.read()
     except UserError:
         raise
-    except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
-        raise UserError(f"{where} is not a readable tar file in bzip2 ({error or type(error).__name__})") from error
-    if missing := [name for name in names if name not in contents]:
-        raise UserError(f"{where} has no file {missing[0]}; expected one")
-    return contents
+    except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{where} is not a readable tar file in {compression} ({error or type(error).__name__})"
+        ) from error
 
 
 class _Bounded(io.RawIOBase):
     """Reads a file, but no more than `most` bytes of it."""
 
-    def __init__(self, file: bz2.BZ2File, most: int, where: str):
+    def __init__(self, file: BinaryIO, most: int, where: str):
         super().__init__()
         self._file, self._left, self._most, self._where = file, most, most, where
 

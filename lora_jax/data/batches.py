@@ -6,12 +6,13 @@ program, and a run sees the same batches alone as in any pack.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int, Int64, Shaped
+from jaxtyping import Float32, Int, Int64, Shaped, UInt64
 
 from lora_jax.data.tokens import Batch
 from lora_jax.errors import UserError
@@ -270,8 +271,12 @@ def used_per_bucket(counts: Int[np.ndarray, " buckets"], batch: int) -> Int[np.n
     return used
 
 
+def drawn_bits(shape: tuple[int, ...], *key: int) -> UInt64[np.ndarray, "..."]:
+    """Returns random bits, fixed by `key`. Its first number says what they are for: 0 and 1 are taken by shuffling."""
+    # Raw bits, because numpy may change what its other methods draw.
+    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(math.prod(shape)).reshape(shape)
+
+
 def _shuffled(n: int, *key: int) -> Int[np.ndarray, " n"]:
     """Returns a permutation of range(n), fixed by `key`."""
-    # From raw bits, because numpy may change what `permutation` draws.
-    bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
-    return np.argsort(bits, kind="stable")
+    return np.argsort(drawn_bits((n,), *key), kind="stable")

@@ -36,7 +36,7 @@ Chat = tuple[Message, ...]
 
 @dataclass(frozen=True, eq=False)
 class Chats:
-    """The conversations of one split, each with a turn of the assistant or more. It is a `Split` (task.py)."""
+    """The conversations of one split, each with a turn of the assistant or more. It is a `Split` (examples.py)."""
 
     messages: list[Chat]
 
@@ -59,6 +59,10 @@ class Chats:
     def take(self, rows: Sequence[int]) -> "Chats":
         """Returns the conversations at `rows`, in that order."""
         return Chats([self.messages[row] for row in rows])
+
+    def scored(self, limit: int | None) -> "Chats":
+        """Returns the first `limit` conversations."""
+        return self.take(range(len(self))[:limit])
 
 
 def last_answer(chat: Chat) -> int:

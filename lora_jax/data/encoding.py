@@ -1,16 +1,17 @@
 """Encodes the splits of a task for one base: texts as tokens, images as pixels."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from lora_jax.config import RunConfig, TaskConfig
 from lora_jax.data.batches import Buckets, EncodedSplit, EvalBatches, TrainBatches
 from lora_jax.data.chats import Chats, make_chat_prompts, tokenize_chats
-from lora_jax.data.examples import Examples
+from lora_jax.data.examples import Examples, Split
+from lora_jax.data.images import EncodedImages, Images
 from lora_jax.data.prompts import Prompts, make_prompts
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tokens import tokenize, tokenize_for_generation
@@ -18,6 +19,8 @@ from lora_jax.errors import UserError
 
 if TYPE_CHECKING:
     from lora_jax.weights.load import Base
+
+S = TypeVar("S", bound=Split)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,8 @@ class TaskTokens:
       prompts: the prompts to generate from, if the task generates texts.
     """
 
-    data: TaskData
-    scored: Mapping[str, Examples]
+    data: TaskData[Any]
+    scored: Mapping[str, Any]
     encoded: Mapping[str, EncodedSplit]
     buckets: tuple[int, ...]
     prompts: Prompts | None = None
@@ -59,13 +62,17 @@ class TaskTokens:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is left out: tokens of an example beyond `max_length`, and examples to score beyond `eval_examples`."""
+    """What is left out: tokens of an example beyond `max_length`, and examples to score beyond `eval_examples`.
+
+    `augment` says how images to train on are varied.
+    """
 
     max_length: int
     eval_examples: int | None
+    augment: tuple[str, ...] = ()
 
 
-def encode_task(task: Task, data: TaskData, base: "Base", config: TaskConfig) -> TaskTokens:
+def encode_task(task: Task, data: TaskData[Any], base: "Base", config: TaskConfig) -> TaskTokens:
     """Encodes every split of `data` for `base`.
 
     Args:
@@ -78,8 +85,8 @@ def encode_task(task: Task, data: TaskData, base: "Base", config: TaskConfig) ->
       UserError: a text cannot be tokenised, or texts are to be generated and the base has no token that ends one.
     """
     positions = getattr(getattr(base.model.backbone, "config", None), "max_tokens", None) or config.max_length
-    limits = Limits(max(config.buckets) if config.buckets else min(config.max_length, positions), config.eval_examples)
-    return ENCODERS[task.objective](data, base, limits)
+    longest = max(config.buckets) if config.buckets else min(config.max_length, positions)
+    return ENCODERS[task.objective](data, base, Limits(longest, config.eval_examples, config.augment or ()))
 
 
 def encode_labelled(data: TaskData[Examples], base: "Base", limits: Limits) -> TaskTokens:
@@ -101,25 +108,40 @@ def encode_generation(data: TaskData[Examples], base: "Base", limits: Limits) ->
 
 def encode_chat(data: TaskData[Chats], base: "Base", limits: Limits) -> TaskTokens:
     """Encodes conversations as the chat template of `base` writes them; the answers are to be generated."""
-    end = end_of_text(base)
-    splits = {
-        name: split if name == "train" else split.take(range(len(split))[: limits.eval_examples])
-        for name, split in data.splits.items()
-    }
+    end, scored = end_of_text(base), _scored_splits(data, limits)
     encoded = {
         name: tokenize_chats(split, base.tokenizer, base.special, limits.max_length, name)
-        for name, split in splits.items()
+        for name, split in scored.items()
     }
-    prompts = make_chat_prompts(splits["test"], base.tokenizer, base.special, end, limits.max_length)
-    return TaskTokens(data, encoded, suitable_buckets(encoded), prompts)
+    prompts = make_chat_prompts(scored["test"], base.tokenizer, base.special, end, limits.max_length)
+    return TaskTokens(data, scored, encoded, suitable_buckets(encoded), prompts)
+
+
+def encode_images(data: TaskData[Images], base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes images with a class each.
+
+    Raises:
+      UserError: the checkpoint's preprocessing makes images of another shape than its model reads.
+    """
+    scored = _scored_splits(data, limits)
+    encoded = {name: EncodedImages(split, base.tokenizer, limits.augment) for name, split in scored.items()}
+    shape = encoded["train"].padded(np.zeros(1, int), 1, 0).tokens.shape[1:]
+    config = base.model.backbone.config
+    if shape != (expected := (config.image_size, config.image_size, config.num_channels)):
+        raise UserError(
+            f"{base.source}: preprocessor_config.json makes images of the shape {shape}, and config.json says that the "
+            f"model reads {expected}; they must be the same"
+        )
+    return TaskTokens(data, scored, encoded, (1,))
 
 
 # By objective.
-ENCODERS: dict[str, Callable[[TaskData, "Base", Limits], TaskTokens]] = {
+ENCODERS: dict[str, Callable[[TaskData[Any], "Base", Limits], TaskTokens]] = {
     "classification": encode_labelled,
     "regression": encode_labelled,
     "generation": encode_generation,
     "chat": encode_chat,
+    "image_classification": encode_images,
 }
 
 
@@ -137,10 +159,10 @@ def end_of_text(base: "Base") -> int:
     return base.special.eos[0]
 
 
-def _scored_splits(data: TaskData[Examples], limits: Limits) -> dict[str, Examples]:
+def _scored_splits(data: TaskData[S], limits: Limits) -> dict[str, S]:
     """Returns the splits, ``valid`` and ``test`` with the examples that are scored."""
     return {
-        name: split if name == "train" else _scored(split, limits.eval_examples) for name, split in data.splits.items()
+        name: split if name == "train" else split.scored(limits.eval_examples) for name, split in data.splits.items()
     }
 
 
@@ -148,11 +170,3 @@ def _reads_types(base: "Base") -> bool:
     """Returns whether the model distinguishes the texts of a pair, as BERT does and RoBERTa does not."""
     config = getattr(base.model.backbone, "config", None)
     return getattr(config, "type_vocab_size", 0) > 1
-
-
-def _scored(examples: Examples, limit: int | None) -> Examples:
-    """Returns the first `limit` examples. A text with several references to generate counts once, with its first."""
-    rows: Sequence[int] = range(len(examples))
-    if isinstance(examples.labels, list):
-        rows = sorted({text: i for i, text in reversed(list(enumerate(examples.texts)))}.values())
-    return examples.take(rows[:limit])

@@ -1,8 +1,8 @@
-"""The examples of one split: texts, and a label for each."""
+"""The examples of one split: texts, and a label for each. Images are in images.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -10,6 +10,27 @@ from jaxtyping import Float32, Int32
 from lora_jax.errors import UserError, shown
 
 T = TypeVar("T")
+
+
+class Split(Protocol):
+    """The examples of one split. `Examples` holds texts, ``images.Images`` images."""
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self: T, rows: Sequence[int]) -> T:
+        """Returns the examples at `rows`, in that order."""
+        ...
+
+    def scored(self: T, limit: int | None) -> T:
+        """Returns the first `limit` examples, which are scored; None: all of them."""
+        ...
+
+    def content(self) -> list[Any]:
+        """Returns all that the examples are, in order, as JSON can hold it."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +67,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def content(self) -> list[list[Any]]:
-        """Returns the columns that examples consist of, as the data's fingerprint reads them."""
-        columns = self.texts, np.asarray(self.labels).tolist(), self.pairs, self.choices
-        # Single texts hash as they did before there were pairs.
-        return [column for column in columns if column is not None]
-
     def take(self, rows: Sequence[int]) -> "Examples":
         """Returns the examples at `rows`, in that order."""
         labels = self.labels
@@ -61,6 +76,19 @@ class Examples:
             None if self.pairs is None else _take(self.pairs, rows),
             None if self.choices is None else _take(self.choices, rows),
         )
+
+    def scored(self, limit: int | None) -> "Examples":
+        """Returns the first `limit` examples. A text with several references counts once, with its first."""
+        rows: Sequence[int] = range(len(self))
+        if isinstance(self.labels, list):
+            rows = sorted({text: i for i, text in reversed(list(enumerate(self.texts)))}.values())
+        return self.take(rows[:limit])
+
+    def content(self) -> list[Any]:
+        """Returns the texts, labels and, where there are any, second texts and choices. Fingerprints hash it."""
+        # Single texts hash as they did before there were pairs.
+        optional = [field for field in (self.pairs, self.choices) if field is not None]
+        return [self.texts, np.asarray(self.labels).tolist(), *optional]
 
 
 def _holds(choices: tuple[str, ...], label: object) -> bool:

@@ -17,14 +17,17 @@ def normalise(*texts: str) -> str:
     return "\t".join(" ".join(text.lower().split()) for text in texts)
 
 
-def validation_texts(rows: Iterable[tuple[str, ...]], stratum: Callable[[str], str] = str) -> set[str]:
+def validation_texts(
+    rows: Iterable[tuple[str, ...]], stratum: Callable[[str], str] = str, at_most: int = AT_MOST
+) -> set[str]:
     """Returns the normalised texts of the validation split: for each stratum, the tenth with the smallest SHA-256.
 
-    If more than AT_MOST rows have these texts, each stratum has its share of AT_MOST rows instead.
+    If more than `at_most` rows have these texts, each stratum has its share of `at_most` rows instead.
 
     Args:
       rows: one text or two, and the label.
       stratum: groups labels, such as scores, which are too many for a tenth of each; by default a label is a stratum.
+      at_most: rows of the split.
     """
     strata, rows_of = collections.defaultdict(set), collections.Counter[str]()
     for *texts, label in rows:
@@ -32,14 +35,14 @@ def validation_texts(rows: Iterable[tuple[str, ...]], stratum: Callable[[str], s
         rows_of[normalise(*texts)] += 1
     ordered = [sorted(texts, key=_digest) for texts in strata.values()]
     tenth = {text for texts in ordered for text in texts[: (len(texts) + 5) // 10]}
-    if sum(rows_of[text] for text in tenth) <= AT_MOST:
+    if sum(rows_of[text] for text in tenth) <= at_most:
         return tenth
     total = sum(map(len, ordered))
     return {
         text
         for texts in ordered
         for text, seen in zip(texts, itertools.accumulate(rows_of[text] for text in texts), strict=True)
-        if seen <= len(texts) * AT_MOST // total
+        if seen <= len(texts) * at_most // total
     }
 
 

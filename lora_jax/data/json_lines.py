@@ -85,6 +85,14 @@ class Record:
         places = Record({str(i): value for i, value in enumerate(values)}, f"{self.where}, {key}")
         return [places.string(place) for place in places.values]
 
+    def numbers(self, key: str) -> list[float]:
+        """Returns the numbers of the list in `key`."""
+        expected = "a list of numbers"
+        for i, value in enumerate(values := self._list(key, expected, 0)):
+            if type(value) not in (int, float):
+                raise UserError(f"{self.where}: {key}[{i}]={shown(value)}; expected a number")
+        return values
+
     def error(self, key: str, expected: str) -> UserError:
         """Returns the error that the value in `key` is not as `expected`."""
         return UserError(f"{self.where}: {key}={shown(self.values[key])}; expected {expected}")

@@ -30,16 +30,17 @@ def open_builder(
 ) -> "FolderBuilder":
     """Returns the builder of class `kind` of the raw `files` in `folder`, prepared and ready for `as_data_source`.
 
-    The path of the prepared copy contains a hash of the builder's version and of the raw files, so files that change
-    are prepared anew. So is a copy that is damaged.
+    The path of the prepared copy contains a hash of the builder's version, the raw files and their names, so files that
+    change are prepared anew. So is a copy that is damaged.
 
     Raises:
       UserError: `folder` lacks a file, a file is malformed or has more than `largest` bytes, or the cache cannot be
         written to.
     """
     digest = hashlib.sha256(f"{kind.name} {kind.VERSION}".encode())
-    for path in raw_files(folder, files):
-        digest.update(sha256_of(path, largest))
+    for name, path in zip(files, raw_files(folder, files), strict=True):
+        # Some names tell the class of what the file holds.
+        digest.update(name.encode() + b"\0" + sha256_of(path, largest))
     prepared = keep("tfds", digest.hexdigest()[:16], lambda into: _prepare(kind, folder, into))
     return kind(folder=folder, data_dir=prepared)
 

@@ -6,36 +6,22 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic
 
 import numpy as np
+from typing_extensions import TypeVar
 
 from lora_jax.config import TaskConfig
+from lora_jax.data.examples import Examples, Split
 from lora_jax.errors import UserError
 from lora_jax.metrics import METRICS, Scoring
 
-
-class Split(Protocol):
-    """The examples of one split. ``examples.Examples`` holds texts with labels, ``chats.Chats`` conversations."""
-
-    @property
-    def labels(self) -> Any:
-        """The label of each example."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def content(self) -> list[list[Any]]:
-        """Returns the columns that examples consist of, one entry for each example, as JSON holds them."""
-        ...
-
-
-S = TypeVar("S", bound=Split)
+S = TypeVar("S", bound=Split, default=Examples)
 
 
 @dataclass(frozen=True, eq=False)
 class TaskData(Generic[S]):
-    """The loaded data of a task.
+    """The loaded data of a task: texts, or images (``TaskData[Images]``), conversations.
 
     `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
     ``test``. Raises UserError if an example is of a class that `labels` does not name.
@@ -55,7 +41,7 @@ class TaskData(Generic[S]):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the label names and the content of every split, in order."""
+        """SHA-256, in hex, over the label names and every split's examples, in order."""
         digest = hashlib.sha256(json.dumps(self.labels).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(json.dumps([name, *split.content()]).encode())
@@ -78,13 +64,18 @@ class Task:
     """
 
     name: str
-    objective: Literal["classification", "regression", "generation", "chat"]
+    objective: str
     evaluators: tuple[str, ...]
     metrics: tuple[str, ...]
     metric: str
     select: str
-    load: Callable[[Path | None], TaskData]
+    load: Callable[[Path | None], TaskData[Any]]
     folder: str = ""
+
+    @property
+    def images(self) -> bool:
+        """Whether the examples are images instead of texts."""
+        return self.objective == "image_classification"
 
     def scoring(self, config: TaskConfig) -> Scoring:
         """Returns the metrics of a run: the task's, unless `config` names others.

@@ -52,6 +52,11 @@ class VitConfig:
         """The number of patches in an image."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def states(self) -> int:
+        """The number of hidden states of an image: the class token's and one for each patch."""
+        return 1 + self.patches
+
 
 class Attention(nnx.Module):
     def __init__(self, config: VitConfig):

@@ -85,6 +85,8 @@ class Costs:
             weights = parameters(model).items()
             self._kernels[key] = count([w for path, w in weights if path.endswith("/kernel") or path == tied])
         flops = method_of(run.method).flops_per_token(self._kernels[key], self.widest(points).params)
+        # An image counts as one token of a batch, and as many go through the model as it has hidden states.
+        flops *= getattr(getattr(self._setups.get(run).base.model.backbone, "config", None), "states", 1)
         return flops * max(map(self.steps, points))
 
     def widest(self, points: Iterable[Point]) -> AdapterInit:

@@ -141,6 +141,6 @@ def train_steps(
     for batch in prefetch(pack.batches, start, int(pack.steps.max())):
         # An implicit copy from the device would stall every step, so it is an error here.
         with jax.transfer_guard("disallow"):
-            step = steps[batch.tokens.shape[-1]]
+            step = steps[batch.mask.shape[-1]]
             pack.state, metrics = step(base, pack.state, pack.constants, pack.hyper, put_batch(batch))
         yield batch, metrics

@@ -61,7 +61,7 @@ class Objective(Protocol):
 
 
 class Classification:
-    """One class for each example: the cross-entropy of a linear head's logits."""
+    """One class for each example, a text or an image: the cross-entropy of a linear head's logits."""
 
     head: ClassVar[Head] = "classifier"
     fields: ClassVar[frozenset[str]] = frozenset({"labels", "logits", "losses", "tokens", "correct"})
@@ -168,6 +168,7 @@ OBJECTIVES: dict[str, Objective] = {
     "regression": Regression(),
     "generation": Generation(),
     "chat": Generation(),
+    "image_classification": Classification(),
 }
 
 

@@ -12,6 +12,8 @@ from lora_jax.data.encoding import TaskTokens, encode_task
 from lora_jax.data.pack_batches import PackBatches
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks import find_task, load_data
+from lora_jax.errors import UserError
+from lora_jax.models import FAMILIES
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.sharding import put_parameter
 from lora_jax.weights.load import Base, load_base, with_labels
@@ -44,8 +46,9 @@ def load_setup(run: RunConfig, base: Base | None = None) -> Setup:
       base: the base of `run`, if it is loaded already, with a head of the same kind for any number of labels.
 
     Raises:
-      UserError: as in `load_base` and `load_data`.
+      UserError: as in `load_base` and `load_data`, or the model reads images and the task has texts, or the reverse.
     """
+    _refuse_other_inputs(run)
     # The task comes first, so that a missing data folder is reported before the model is downloaded.
     task, data = find_task(run.task), load_data(run.task, run.data_root)
     objective = OBJECTIVES[task.objective]
@@ -64,6 +67,21 @@ def load_setup(run: RunConfig, base: Base | None = None) -> Setup:
     elif outputs is not None:
         base = with_labels(base, outputs, put=put_parameter)
     return Setup(base, task, data, encode_task(task, data, base, run.task))
+
+
+def _refuse_other_inputs(run: RunConfig) -> None:
+    """Refuses, before anything is loaded, a task whose examples the model does not read."""
+    task, family = find_task(run.task), FAMILIES.get(run.model.family)
+    inputs = ("texts", "images")
+    if family is not None and family.images != task.images:
+        families = [name for name, row in FAMILIES.items() if row.images == task.images]
+        raise UserError(
+            f"model.family={run.model.family}: it reads {inputs[family.images]}, and task={task.name} has "
+            f"{inputs[task.images]}; use a model of the family {' or '.join(families)}, or a task with "
+            f"{inputs[family.images]}"
+        )
+    if run.task.augment and not task.images:
+        raise UserError(f"task.augment={list(run.task.augment)}: must be null or empty, for task={task.name} has texts")
 
 
 def group_by_task(runs: Sequence[RunConfig]) -> list[list[int]]:

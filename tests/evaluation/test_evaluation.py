@@ -74,12 +74,14 @@ def test_objectives_fill_the_fields_that_they_promise(name):
     likelihoods = SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int))
     outputs = {
         "classification": np.zeros((n, 2), np.float32),
+        "image_classification": np.zeros((n, 2), np.float32),
         "regression": np.zeros(n, np.float32),
         "generation": likelihoods,
         "chat": likelihoods,
     }[name]
     assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
-    assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1}.get(name)
+    heads = {"classification": 2, "image_classification": 2, "regression": 1}
+    assert objective.head_outputs(("a", "b")) == heads.get(name)
 
 
 def test_regression_learns_numbers_of_pairs_by_their_types():

@@ -22,6 +22,7 @@ from parity.test_encoders import (
 )
 from PIL import Image
 
+from lora_jax.data.images import EncodedImages, Images
 from lora_jax.delta import graft, parameters
 from lora_jax.errors import UserError
 from lora_jax.weights.load import load_base
@@ -139,3 +140,13 @@ def test_preprocessing_takes_grey_pictures_and_refuses_other_steps(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=complaint):
             read_preprocessing(tmp_path)
+
+
+def test_batches_of_images_are_what_the_processor_makes(tmp_path):
+    processor = transformers.ViTImageProcessorPil(size={"height": 48, "width": 48})
+    processor.save_pretrained(tmp_path)
+    rng = np.random.default_rng(1)
+    split = Images(rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8), np.zeros(6, np.int32))
+    batch = EncodedImages(split, read_preprocessing(tmp_path)).padded(np.array([5, 0, 3]), 1, 0)
+    theirs = np.stack(processor([Image.fromarray(split.pixels[i]) for i in (5, 0, 3)])["pixel_values"])
+    np.testing.assert_allclose(batch.tokens, theirs.transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6)

@@ -5,17 +5,21 @@ is an example of a classification, `e2e` of a generation.
 """
 
 from pathlib import Path
+from typing import Any
 
 from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
+from lora_jax.data.tasks.cifar10 import CIFAR10
 from lora_jax.data.tasks.commonsense import COMMONSENSE
 from lora_jax.data.tasks.dart import DART
 from lora_jax.data.tasks.e2e import E2E
 from lora_jax.data.tasks.emotion import EMOTION
 from lora_jax.data.tasks.glue import GLUE
 from lora_jax.data.tasks.gsm8k import GSM8K
+from lora_jax.data.tasks.images import IMAGES
+from lora_jax.data.tasks.mnist import MNIST
 from lora_jax.data.tasks.own import OWN, own_task, refuse_columns
 from lora_jax.data.tasks.samsum import SAMSUM
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
@@ -37,6 +41,9 @@ _ROWS: tuple[Task, ...] = (
     GSM8K,
     *ARITHMETIC,
     *COMMONSENSE,
+    MNIST,
+    CIFAR10,
+    IMAGES,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
@@ -54,7 +61,7 @@ def find_task(config: TaskConfig) -> Task:
     return TASKS[config.name]
 
 
-def load_data(config: TaskConfig, data_root: str | None = None) -> TaskData:
+def load_data(config: TaskConfig, data_root: str | None = None) -> TaskData[Any]:
     """Loads the data of a run's task.
 
     Args:
@@ -70,7 +77,7 @@ def load_data(config: TaskConfig, data_root: str | None = None) -> TaskData:
     return task.load(Path(data_root).expanduser() / task.folder if data_root and task.folder else None)
 
 
-def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
+def load_task(name: str, data_dir: str | Path | None = None) -> TaskData[Any]:
     """Loads the data of the task called `name`, from `data_dir` or else from the task's default place.
 
     Raises UserError if there is no such task, or `data_dir` does not hold its files.

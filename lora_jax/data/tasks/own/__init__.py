@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_jax.config import TaskConfig
 from lora_jax.data.chats import Chats, from_json
@@ -90,7 +90,7 @@ def _read_chats(builder: "FolderBuilder") -> TaskData[Chats]:
     return TaskData((), {name: Chats([from_json(row["messages"].decode()) for row in rows]) for name, rows in splits})
 
 
-_READ: dict[str, Callable[["FolderBuilder"], TaskData]] = {
+_READ: dict[str, Callable[["FolderBuilder"], TaskData[Any]]] = {
     "classification": functools.partial(_read_labelled, read_classes),
     "regression": functools.partial(_read_labelled, read_numbers),
     "generation": read_texts,
