@@ -1,7 +1,8 @@
 """Encodes the splits of a task for one base: texts as tokens, images as pixels."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from lora_jax.config import RunConfig, TaskConfig
 from lora_jax.data.batches import Buckets, EncodedSplit, EvalBatches, TrainBatches
 from lora_jax.data.examples import Examples
 from lora_jax.data.prompts import Prompts, make_prompts
+from lora_jax.data.sentence_pairs import RetrievalSplit, tokenize_documents, tokenize_tuples
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tokens import tokenize, tokenize_for_generation
 from lora_jax.errors import UserError
@@ -27,12 +29,14 @@ class TaskTokens:
       encoded: the splits. ``train`` is whole; ``valid`` and ``test`` have the examples that are scored.
       buckets: padded lengths that suit the data, for runs that name none.
       prompts: the prompts to generate from, if the task generates texts.
+      retrieval: the splits that are scored by retrieval, if the task has any.
     """
 
     data: TaskData
     encoded: Mapping[str, EncodedSplit]
     buckets: tuple[int, ...]
     prompts: Prompts | None = None
+    retrieval: Mapping[str, RetrievalSplit] = field(default_factory=dict)
 
     def train_batches(self, run: RunConfig, seeds: tuple[int, ...]) -> TrainBatches:
         """Returns the training batches of runs like `run` with these seeds."""
@@ -94,11 +98,34 @@ def encode_generation(data: TaskData, base: "Base", limits: Limits) -> TaskToken
     return TaskTokens(data, encoded, suitable_buckets(encoded), prompts)
 
 
+def encode_tuples(texts: int, data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes examples whose texts are embedded one by one, `texts` in each training example, and documents."""
+    encoded = {
+        name: tokenize_tuples(split, base.tokenizer, limits.max_length)
+        for name, split in _scored_splits(data, limits).items()
+    }
+    if len(encoded["train"].texts) != texts:
+        raise ValueError(f"training examples of {len(encoded['train'].texts)} texts; the objective reads {texts}")
+    retrieval = {
+        name: RetrievalSplit(
+            encoded[name].first,
+            tokenize_documents(corpus.documents, base.tokenizer, limits.max_length),
+            corpus.relevance(len(encoded[name])),
+        )
+        for name, corpus in data.corpora.items()
+    }
+    documents = {f"{name} documents": split.documents for name, split in retrieval.items()}
+    return TaskTokens(data, encoded, suitable_buckets({**encoded, **documents}), retrieval=retrieval)
+
+
 # By objective.
 ENCODERS: dict[str, Callable[[TaskData, "Base", Limits], TaskTokens]] = {
     "classification": encode_labelled,
     "regression": encode_labelled,
     "generation": encode_generation,
+    "similarity": functools.partial(encode_tuples, 2),
+    "contrastive": functools.partial(encode_tuples, 2),
+    "contrastive_triplets": functools.partial(encode_tuples, 3),
 }
 
 

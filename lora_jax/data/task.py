@@ -4,14 +4,14 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from lora_jax.config import TaskConfig
-from lora_jax.data.examples import Examples
+from lora_jax.data.examples import Corpus, Examples
 from lora_jax.errors import UserError
 from lora_jax.metrics import METRICS, Scoring
 
@@ -20,17 +20,23 @@ from lora_jax.metrics import METRICS, Scoring
 class TaskData:
     """The loaded data of a task.
 
-    `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
-    ``test``. Raises UserError if an example is of a class that `labels` does not name.
+    `labels` names the classes; it is empty if they have no names, or there are none. `splits` has ``train``, ``valid``
+    and ``test``. `corpora` has the documents in which the texts of a split are searched, for the splits that are scored
+    by retrieval. Raises UserError if an example is of a class that `labels` does not name.
     """
 
     labels: tuple[str, ...]
     splits: Mapping[str, Examples]
+    corpora: Mapping[str, Corpus] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
             classes = np.asarray(split.labels)
-            if classes.dtype == np.int32 and not set(np.unique(classes)) <= set(range(len(self.labels))):
+            if (
+                self.labels
+                and classes.dtype == np.int32
+                and not set(np.unique(classes)) <= set(range(len(self.labels)))
+            ):
                 raise UserError(
                     f"the {name} split has labels from {classes.min()} to {classes.max()}; expected 0 to "
                     f"{len(self.labels) - 1}, of {len(self.labels)} classes"
@@ -38,12 +44,14 @@ class TaskData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the label names and every split's texts, labels and second texts, in order."""
+        """SHA-256, in hex, over the label names and every split's texts, labels, further texts and documents."""
         digest = hashlib.sha256(json.dumps(self.labels).encode())
         for name, split in sorted(self.splits.items()):
             content: list[Any] = [name, split.texts, np.asarray(split.labels).tolist()]
             # Single texts hash as they did before there were pairs.
-            content += [field for field in (split.pairs, split.choices) if field is not None]
+            content += [part for part in (split.pairs, split.choices, split.negatives) if part is not None]
+            if name in self.corpora:
+                content += [self.corpora[name].documents, self.corpora[name].relevant]
             digest.update(json.dumps(content).encode())
         return digest.hexdigest()
 
@@ -64,7 +72,9 @@ class Task:
     """
 
     name: str
-    objective: Literal["classification", "regression", "generation"]
+    objective: Literal[
+        "classification", "regression", "generation", "similarity", "contrastive", "contrastive_triplets"
+    ]
     evaluators: tuple[str, ...]
     metrics: tuple[str, ...]
     metric: str

@@ -7,6 +7,7 @@ from lora_jax.data.encoding import TaskTokens
 from lora_jax.data.tasks import find_task, scoring_of
 from lora_jax.errors import UserError
 from lora_jax.evaluation.generation import GenerationEvaluator
+from lora_jax.evaluation.retrieval import RetrievalEvaluator
 from lora_jax.evaluation.scores import ScoresEvaluator
 from lora_jax.metrics import METRICS
 from lora_jax.train.evaluator import Evaluator, TaskEvaluators
@@ -19,6 +20,7 @@ from lora_jax.weights.load import Base
 EVALUATORS: dict[str, type[Evaluator]] = {
     "scores": ScoresEvaluator,
     "generation": GenerationEvaluator,
+    "retrieval": RetrievalEvaluator,
 }
 
 

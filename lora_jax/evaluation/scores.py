@@ -1,6 +1,5 @@
 """Scores every example of a split: a classifier's logits, a regression's values, or the likelihood of references."""
 
-import functools
 import operator
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -9,14 +8,11 @@ from typing import Any, ClassVar
 import jax
 
 from lora_jax.config import RunConfig
-from lora_jax.data.batches import EvalBatches
 from lora_jax.data.encoding import TaskTokens
-from lora_jax.data.tokens import Batch
+from lora_jax.evaluation.outputs import compute_outputs, lower_outputs
 from lora_jax.metrics import Predictions
 from lora_jax.train.evaluator import Compiled
 from lora_jax.train.objective import OBJECTIVES, Objective
-from lora_jax.train.pack import packed_outputs
-from lora_jax.train.sharding import put_batch
 from lora_jax.train.step import Params, Program
 from lora_jax.weights.load import Base
 
@@ -37,25 +33,14 @@ class ScoresEvaluator:
         return objective.fields
 
     def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
-        outputs_of = packed_outputs(self._program)
-        # One program for each shape, whichever splits it occurs in.
-        shapes = {_key(shape): shape for batches in self._batches.values() for shape in _shapes(batches)}
-        return {
-            key: functools.partial(outputs_of.lower, self._base.model, params, constants, shape)
-            for key, shape in shapes.items()
-        }
+        return lower_outputs(self._program, self._base.model, self._batches.values(), params, constants)
 
     def describe(self, split: str, runs: int) -> str:
         return f"scoring {len(self._batches[split].encoded)} {TITLES[split]} examples"
 
     def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
         batches = self._batches[split]
-        outputs = []
-        for i in range(len(batches)):
-            batch = batches[i].batch
-            # Nothing is fetched inside the loop, so the device never waits for the host.
-            outputs.append(compiled[_key(batch)](self._base.model, params, constants, put_batch(batch)))
-        rows = jax.tree.map(lambda *rows: batches.restore(rows, axis=1), *jax.device_get(outputs))
+        rows = compute_outputs(self._base.model, batches, compiled, params, constants)
         objective, runs = OBJECTIVES[self._program.objective], len(jax.tree.leaves(rows)[0])
         return [
             objective.predictions(jax.tree.map(operator.itemgetter(i), rows), batches.encoded.labels, self._classes)
@@ -64,12 +49,3 @@ class ScoresEvaluator:
 
     def save(self, folder: Path, predictions: Predictions) -> None:
         """Writes nothing: the metrics say it all."""
-
-
-def _key(batch: Batch) -> Hashable:
-    return tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(batch))
-
-
-def _shapes(batches: EvalBatches) -> list[Batch]:
-    examples = [batches.example(length) for length in batches.lengths()]
-    return [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch) for batch in examples]

@@ -10,13 +10,16 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
+from lora_jax.data.tasks.banking77_retrieval import BANKING77_RETRIEVAL
 from lora_jax.data.tasks.commonsense import COMMONSENSE
 from lora_jax.data.tasks.dart import DART
 from lora_jax.data.tasks.e2e import E2E
 from lora_jax.data.tasks.emotion import EMOTION
 from lora_jax.data.tasks.glue import GLUE
 from lora_jax.data.tasks.gsm8k import GSM8K
+from lora_jax.data.tasks.nli_triplets import NLI_TRIPLETS
 from lora_jax.data.tasks.samsum import SAMSUM
+from lora_jax.data.tasks.stsb_embedding import STSB_EMBEDDING
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
 from lora_jax.data.tasks.wikisql import WIKISQL
 from lora_jax.errors import UserError
@@ -36,6 +39,9 @@ _ROWS: tuple[Task, ...] = (
     GSM8K,
     *ARITHMETIC,
     *COMMONSENSE,
+    STSB_EMBEDDING,
+    NLI_TRIPLETS,
+    BANKING77_RETRIEVAL,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
