@@ -75,9 +75,12 @@ def test_objectives_fill_the_fields_that_they_promise(name):
         "classification": np.zeros((n, 2), np.float32),
         "regression": np.zeros(n, np.float32),
         "generation": SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int)),
+        "similarity": np.ones((n, 2, 4), np.float32),
+        "contrastive": np.ones((n, 2, 4), np.float32),
+        "contrastive_triplets": np.ones((n, 3, 4), np.float32),
     }[name]
     assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
-    assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1, "generation": None}[name]
+    assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1}.get(name)
 
 
 def test_regression_learns_numbers_of_pairs_by_their_types():
