@@ -19,7 +19,10 @@ from lora_jax.errors import UserError
 
 
 class EncodedSplit(Protocol):
-    """The examples of a split as arrays. ``tokens.Encoded`` holds texts, ``images.EncodedImages`` images."""
+    """The examples of a split as arrays. ``tokens.Encoded`` holds texts, ``images.EncodedImages`` images.
+
+    ``sentence_pairs.EncodedTuples`` holds two or three texts an example, each encoded by itself.
+    """
 
     @property
     def max_length(self) -> int:
@@ -232,7 +235,7 @@ class EvalBatches:
         batch = self.encoded.padded(np.maximum(index, 0), self._lengths[i], self.pad_id)
         batch.tokens[~real], batch.mask[~real] = self.pad_id, False
         # Models divide by the number of tokens, so a row that only fills the batch up has one padding token.
-        batch.mask[~real, 0] = True
+        batch.mask[~real, ..., 0] = True
         batch.labels[~real] = self.encoded.no_label
         if batch.types is not None:
             batch.types[~real] = 0

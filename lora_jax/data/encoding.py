@@ -1,8 +1,9 @@
 """Encodes the splits of a task for one base: texts as tokens, images as pixels."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from lora_jax.data.chats import Chats, make_chat_prompts, tokenize_chats
 from lora_jax.data.examples import Examples, Split
 from lora_jax.data.images import EncodedImages, Images
 from lora_jax.data.prompts import Prompts, make_prompts
+from lora_jax.data.sentence_pairs import RetrievalSplit, tokenize_documents, tokenize_tuples
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tokens import tokenize, tokenize_for_generation
 from lora_jax.errors import UserError
@@ -33,6 +35,7 @@ class TaskTokens:
       encoded: the same, encoded.
       buckets: padded lengths that suit the data, for runs that name none.
       prompts: the prompts to generate from, if the task generates texts.
+      retrieval: the splits that are scored by retrieval, if the task has any.
     """
 
     data: TaskData[Any]
@@ -40,6 +43,7 @@ class TaskTokens:
     encoded: Mapping[str, EncodedSplit]
     buckets: tuple[int, ...]
     prompts: Prompts | None = None
+    retrieval: Mapping[str, RetrievalSplit] = field(default_factory=dict)
 
     def train_batches(self, run: RunConfig, seeds: tuple[int, ...]) -> TrainBatches:
         """Returns the training batches of runs like `run` with these seeds."""
@@ -135,6 +139,24 @@ def encode_images(data: TaskData[Images], base: "Base", limits: Limits) -> TaskT
     return TaskTokens(data, scored, encoded, (1,))
 
 
+def encode_tuples(texts: int, data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes examples whose texts are embedded one by one, `texts` in each training example, and documents."""
+    scored = _scored_splits(data, limits)
+    encoded = {name: tokenize_tuples(split, base.tokenizer, limits.max_length) for name, split in scored.items()}
+    if len(encoded["train"].texts) != texts:
+        raise ValueError(f"training examples of {len(encoded['train'].texts)} texts; the objective reads {texts}")
+    retrieval = {
+        name: RetrievalSplit(
+            encoded[name].first,
+            tokenize_documents(corpus.documents, base.tokenizer, limits.max_length),
+            corpus.relevance(len(encoded[name])),
+        )
+        for name, corpus in data.corpora.items()
+    }
+    documents = {f"{name} documents": split.documents for name, split in retrieval.items()}
+    return TaskTokens(data, scored, encoded, suitable_buckets({**encoded, **documents}), retrieval=retrieval)
+
+
 # By objective.
 ENCODERS: dict[str, Callable[[TaskData[Any], "Base", Limits], TaskTokens]] = {
     "classification": encode_labelled,
@@ -142,6 +164,9 @@ ENCODERS: dict[str, Callable[[TaskData[Any], "Base", Limits], TaskTokens]] = {
     "generation": encode_generation,
     "chat": encode_chat,
     "image_classification": encode_images,
+    "similarity": functools.partial(encode_tuples, 2),
+    "contrastive": functools.partial(encode_tuples, 2),
+    "contrastive_triplets": functools.partial(encode_tuples, 3),
 }
 
 

@@ -33,7 +33,7 @@ def validation_texts(
     for *texts, label in rows:
         strata[stratum(label)].add(normalise(*texts))
         rows_of[normalise(*texts)] += 1
-    ordered = [sorted(texts, key=_digest) for texts in strata.values()]
+    ordered = [by_hash(texts) for texts in strata.values()]
     tenth = {text for texts in ordered for text in texts[: (len(texts) + 5) // 10]}
     if sum(rows_of[text] for text in tenth) <= at_most:
         return tenth
@@ -53,6 +53,11 @@ def cut_validation(
     held_out = validation_texts(rows, stratum)
     train = [row for row in rows if normalise(*row[:-1]) not in held_out]
     return train, [row for row in rows if normalise(*row[:-1]) in held_out]
+
+
+def by_hash(texts: Iterable[str]) -> list[str]:
+    """Returns texts in the order of their SHA-256, of which the first few are as good as drawn at random."""
+    return sorted(texts, key=_digest)
 
 
 def _digest(text: str) -> bytes:

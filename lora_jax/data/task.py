@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
@@ -12,7 +12,7 @@ import numpy as np
 from typing_extensions import TypeVar
 
 from lora_jax.config import TaskConfig
-from lora_jax.data.examples import Examples, Split
+from lora_jax.data.examples import Corpus, Examples, Split
 from lora_jax.errors import UserError
 from lora_jax.metrics import METRICS, Scoring
 
@@ -23,17 +23,23 @@ S = TypeVar("S", bound=Split, default=Examples)
 class TaskData(Generic[S]):
     """The loaded data of a task: texts, or images (``TaskData[Images]``), conversations.
 
-    `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
-    ``test``. Raises UserError if an example is of a class that `labels` does not name.
+    `labels` names the classes; it is empty if they have no names, or there are none. `splits` has ``train``, ``valid``
+    and ``test``. `corpora` has the documents in which the texts of a split are searched, for the splits that are scored
+    by retrieval. Raises UserError if an example is of a class that `labels` does not name.
     """
 
     labels: tuple[str, ...]
     splits: Mapping[str, S]
+    corpora: Mapping[str, Corpus] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
             classes = np.asarray(split.labels)
-            if classes.dtype == np.int32 and not set(np.unique(classes)) <= set(range(len(self.labels))):
+            if (
+                self.labels
+                and classes.dtype == np.int32
+                and not set(np.unique(classes)) <= set(range(len(self.labels)))
+            ):
                 raise UserError(
                     f"the {name} split has labels from {classes.min()} to {classes.max()}; expected 0 to "
                     f"{len(self.labels) - 1}, of {len(self.labels)} classes"
@@ -41,10 +47,11 @@ class TaskData(Generic[S]):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the label names and every split's examples, in order."""
+        """SHA-256, in hex, over the label names and every split's examples and documents, in order."""
         digest = hashlib.sha256(json.dumps(self.labels).encode())
         for name, split in sorted(self.splits.items()):
-            digest.update(json.dumps([name, *split.content()]).encode())
+            corpus = [self.corpora[name].documents, self.corpora[name].relevant] if name in self.corpora else []
+            digest.update(json.dumps([name, *split.content(), *corpus]).encode())
         return digest.hexdigest()
 
 

@@ -21,7 +21,10 @@ SEPARATOR = "\n"
 
 
 class Batch(NamedTuple):
-    """Padded examples, with any leading axes: ``[runs, batch]`` in training, ``[batch]`` in evaluation."""
+    """Padded examples, with any leading axes: ``[runs, batch]`` in training, ``[batch]`` in evaluation.
+
+    If the texts of an example are encoded one by one, tokens and mask have an axis of texts before `seq`.
+    """
 
     tokens: Int32[np.ndarray, "*batch seq"]
     mask: Bool[np.ndarray, "*batch seq"]  # True at tokens, False at padding

@@ -12,7 +12,8 @@ from lora_jax.data.batches import EvalBatches
 from lora_jax.data.encoding import TaskTokens, end_of_text
 from lora_jax.data.examples import Examples
 from lora_jax.data.tokens import tokenize_for_generation
-from lora_jax.evaluation.scores import TITLES, compute_outputs, lower_outputs
+from lora_jax.evaluation.outputs import compute_outputs, lower_outputs
+from lora_jax.evaluation.scores import TITLES
 from lora_jax.metrics import Predictions
 from lora_jax.train.evaluator import Compiled
 from lora_jax.train.objective import Objective
@@ -39,14 +40,14 @@ class ChoicesEvaluator:
         return frozenset({"labels", "logits"})
 
     def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
-        return lower_outputs(self._program, self._base, self._batches.values(), params, constants)
+        return lower_outputs(self._program, self._base.model, self._batches.values(), params, constants)
 
     def describe(self, split: str, runs: int) -> str:
         return f"scoring the choices of {len(self._examples[split])} {TITLES[split]} examples"
 
     def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
         examples = self._examples[split]
-        likelihoods = compute_outputs(compiled, self._base, self._batches[split], params, constants)
+        likelihoods = compute_outputs(self._base.model, self._batches[split], compiled, params, constants)
         choices = examples.choices or []
         counts = np.array([len(texts) for texts in choices])
         present = np.arange(counts.max()) < counts[:, None]

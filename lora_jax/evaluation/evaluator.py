@@ -8,6 +8,7 @@ from lora_jax.data.tasks import find_task, scoring_of
 from lora_jax.errors import UserError
 from lora_jax.evaluation.choices import ChoicesEvaluator
 from lora_jax.evaluation.generation import GenerationEvaluator
+from lora_jax.evaluation.retrieval import RetrievalEvaluator
 from lora_jax.evaluation.scores import ScoresEvaluator
 from lora_jax.metrics import METRICS
 from lora_jax.train.evaluator import Evaluator, TaskEvaluators
@@ -21,6 +22,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "scores": ScoresEvaluator,
     "choices": ChoicesEvaluator,
     "generation": GenerationEvaluator,
+    "retrieval": RetrievalEvaluator,
 }
 
 

@@ -1,22 +1,18 @@
 """Scores every example of a split: a classifier's logits, a regression's values, or the likelihood of references."""
 
-import functools
 import operator
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 
 from lora_jax.config import RunConfig
-from lora_jax.data.batches import EvalBatches
 from lora_jax.data.encoding import TaskTokens
-from lora_jax.data.tokens import Batch
+from lora_jax.evaluation.outputs import compute_outputs, lower_outputs
 from lora_jax.metrics import Predictions
 from lora_jax.train.evaluator import Compiled
 from lora_jax.train.objective import OBJECTIVES, Objective
-from lora_jax.train.pack import packed_outputs
-from lora_jax.train.sharding import put_batch
 from lora_jax.train.step import Params, Program
 from lora_jax.weights.load import Base
 
@@ -37,14 +33,14 @@ class ScoresEvaluator:
         return objective.fields
 
     def lower(self, params: Params, constants: Any) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
-        return lower_outputs(self._program, self._base, self._batches.values(), params, constants)
+        return lower_outputs(self._program, self._base.model, self._batches.values(), params, constants)
 
     def describe(self, split: str, runs: int) -> str:
         return f"scoring {len(self._batches[split].encoded)} {TITLES[split]} examples"
 
     def evaluate(self, split: str, compiled: Compiled, params: Params, constants: Any) -> list[Predictions]:
         batches = self._batches[split]
-        rows = compute_outputs(compiled, self._base, batches, params, constants)
+        rows = compute_outputs(self._base.model, batches, compiled, params, constants)
         objective, runs = OBJECTIVES[self._program.objective], len(jax.tree.leaves(rows)[0])
         return [
             objective.predictions(jax.tree.map(operator.itemgetter(i), rows), batches.encoded.labels, self._classes)
@@ -53,30 +49,3 @@ class ScoresEvaluator:
 
     def save(self, folder: Path, predictions: Predictions) -> None:
         """Writes nothing: the metrics say it all."""
-
-
-def lower_outputs(
-    program: Program, base: Base, batches: Iterable[EvalBatches], params: Params, constants: Any
-) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
-    """Returns functions that lower the outputs of the objective for each shape of these batches, by keys."""
-    outputs_of = packed_outputs(program)
-    shapes = [_shape(part.example(length)) for part in batches for length in part.lengths()]
-    return {_key(shape): functools.partial(outputs_of.lower, base.model, params, constants, shape) for shape in shapes}
-
-
-def compute_outputs(compiled: Compiled, base: Base, batches: EvalBatches, params: Params, constants: Any) -> Any:
-    """Returns the outputs for all examples, in order, on the host, leaves ``[runs, examples, ...]``."""
-    outputs = []
-    for i in range(len(batches)):
-        batch = batches[i].batch
-        # Nothing is fetched inside the loop, so the device never waits for the host.
-        outputs.append(compiled[_key(batch)](base.model, params, constants, put_batch(batch)))
-    return jax.tree.map(lambda *rows: batches.restore(rows, axis=1), *jax.device_get(outputs))
-
-
-def _shape(batch: Batch) -> Batch:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
-
-
-def _key(batch: Batch) -> Hashable:
-    return "outputs", tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(batch))

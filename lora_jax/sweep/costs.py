@@ -10,6 +10,7 @@ most 2% off.
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -63,7 +64,9 @@ class Costs:
 
     def tokens(self, points: Sequence[Point]) -> int:
         """Returns the tokens that `points` train on as one pack, with padding."""
-        return int(self.length(points) * points[0].config.batch * len(points) * max(map(self.steps, points)))
+        batches = self.batches(points)
+        texts = math.prod(batches.example(batches.lengths()[0]).mask.shape[1:-1])  # several where a batch has tuples
+        return int(self.length(points) * texts * len(points) * max(map(self.steps, points)))
 
     def length(self, points: Sequence[Point]) -> float:
         """Returns the mean padded length of the batches of `points` as one pack."""

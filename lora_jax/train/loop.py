@@ -117,7 +117,7 @@ def train(training: Training, callbacks: Sequence[Callback]) -> None:
     for batch, metrics in train_steps(pack.base, pack, training.compiled.steps, progress.step):
         active = training.unfinished()
         progress.step += 1
-        for run, tokens in enumerate(batch.mask.sum((1, 2))):
+        for run, tokens in enumerate(batch.mask.sum(tuple(range(1, batch.mask.ndim)))):
             progress.tokens[run] += int(tokens) * bool(active[run])
         for callback in callbacks:
             callback.after_step(training, metrics, active)

@@ -28,6 +28,47 @@ def squared_error(
     return jnp.mean((_to_float32(outputs) - targets) ** 2, axis=-1)
 
 
+def cosines(
+    one: Float[Array, "batch width"], other: Float[Array, "candidates width"]
+) -> Float[Array, "batch candidates"]:
+    """Returns the cosine of every row of `one` with every row of `other`. All have length 1."""
+    return jnp.matmul(_to_float32(one), _to_float32(other).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def cosine_squared_error(
+    embeddings: Float[Array, "batch texts width"], targets: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Returns the squared error of the cosine of each row's two texts, whose embeddings have length 1.
+
+    This is sentence-transformers' CosineSimilarityLoss (Reimers & Gurevych, arXiv 1908.10084, section 3).
+    """
+    wide = _to_float32(embeddings)
+    return ((wide[:, 0] * wide[:, 1]).sum(-1) - targets) ** 2
+
+
+def multiple_negatives_ranking(
+    embeddings: Float[Array, "batch texts width"], groups: Int[Array, " batch"], scale: float = 20.0
+) -> Float[Array, " batch"]:
+    """Returns -log of the probability that each row's anchor chooses its own positive, in nats.
+
+    It chooses among the positives and the hard negatives of all rows, by a softmax of scaled cosines (Henderson et al.,
+    arXiv 1705.00652, section 4.4; sentence-transformers' MultipleNegativesRankingLoss). The positives of other rows of
+    its own group also suit it, and are left out.
+
+    Args:
+      embeddings: of length 1: each row's anchor, its positive and, if there are three texts, its hard negative.
+      groups: rows of one group suit one another.
+      scale: the inverse of the softmax's temperature.
+    """
+    rows, texts, width = embeddings.shape
+    # The positives of all rows come first, then their hard negatives.
+    candidates = embeddings[:, 1:].swapaxes(0, 1).reshape((texts - 1) * rows, width)
+    suits = (groups[:, None] == groups) & ~jnp.eye(rows, dtype=bool)
+    suits = jnp.pad(suits, ((0, 0), (0, (texts - 2) * rows)))
+    logits = jnp.where(suits, -jnp.inf, scale * cosines(embeddings[:, 0], candidates))
+    return cross_entropy(logits, jnp.arange(rows))
+
+
 def token_cross_entropy(
     logits_of: Callable[[Float[Array, "batch some width"]], Float[Array, "batch some classes"]],
     hidden: Float[Array, "batch tokens width"],

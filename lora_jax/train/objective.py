@@ -15,7 +15,7 @@ from lora_jax.models.layers import Key
 from lora_jax.models.options import ComputeOptions
 from lora_jax.train import losses
 
-Head = Literal["classifier", "causal"]
+Head = Literal["classifier", "causal", "embedding"]
 DropoutRate = Float[Array, ""] | float
 
 
@@ -163,13 +163,101 @@ class Generation:
         )
 
 
+class Similarity:
+    """A number for each pair of texts: the squared error of the cosine of their embeddings."""
+
+    head: ClassVar[Head] = "embedding"
+    fields: ClassVar[frozenset[str]] = frozenset({"labels", "values"})
+
+    def head_outputs(self, labels: Sequence[str]) -> None:
+        return None
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        embeddings = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+        return losses.cosine_squared_error(embeddings, jnp.asarray(batch.labels)).mean()
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, "batch texts d_model"]:
+        return _embeddings(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+
+    def predictions(
+        self,
+        outputs: Float[np.ndarray, "examples texts d_model"],
+        labels: Float[np.ndarray, " examples"],
+        classes: int,
+    ) -> Predictions:
+        return Predictions(labels=labels, values=_cosines_of_anchors(outputs)[:, 0])
+
+
+class Contrastive:
+    """Texts that suit one another: each anchor's own positive among all positives and hard negatives of the batch.
+
+    The batch is a run's own, so its negatives are too. Labels are groups. The predictions are a classification: which
+    of an example's own texts, the positive (class 0) or the hard negative, has the larger cosine with the anchor.
+    """
+
+    head: ClassVar[Head] = "embedding"
+    fields: ClassVar[frozenset[str]] = frozenset({"labels", "logits"})
+
+    def head_outputs(self, labels: Sequence[str]) -> None:
+        return None
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        embeddings = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+        return losses.multiple_negatives_ranking(embeddings, jnp.asarray(batch.labels)).mean()
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, "batch texts d_model"]:
+        return _embeddings(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+
+    def predictions(
+        self, outputs: Float[np.ndarray, "examples texts d_model"], labels: Int[np.ndarray, " examples"], classes: int
+    ) -> Predictions:
+        return Predictions(labels=np.zeros(len(labels), np.int32), logits=_cosines_of_anchors(outputs))
+
+
+# The runs of a pack have one objective, and so the same number of texts in an example.
 OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "regression": Regression(),
     "generation": Generation(),
     "chat": Generation(),
     "image_classification": Classification(),
+    "similarity": Similarity(),
+    "contrastive": Contrastive(),
+    "contrastive_triplets": Contrastive(),
 }
+
+
+def _embeddings(
+    model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate, key: Key
+) -> Float[Array, "batch texts d_model"]:
+    *axes, seq = batch.tokens.shape
+    tokens, mask = batch.tokens.reshape(-1, seq), batch.mask.reshape(-1, seq)
+    embeddings: Array = model(tokens, mask, options=options, dropout_rate=dropout_rate, key=key)
+    return embeddings.reshape(*axes, -1)
+
+
+def _cosines_of_anchors(
+    embeddings: Float[np.ndarray, "examples texts d_model"],
+) -> Float[np.ndarray, "examples others"]:
+    """Returns the cosines of each example's first text with its other texts, in float64."""
+    unit = unit_rows(embeddings)
+    cosines: np.ndarray = (unit[:, :1] * unit[:, 1:]).sum(-1)
+    return cosines
+
+
+def unit_rows(embeddings: Float[np.ndarray, "*examples d_model"]) -> Float[np.ndarray, "*examples d_model"]:
+    """Returns the embeddings in float64, scaled to length 1. A mean over an ensemble's outputs is shorter."""
+    wide = np.asarray(embeddings, np.float64)
+    unit: np.ndarray = wide / np.linalg.norm(wide, axis=-1, keepdims=True)
+    return unit
 
 
 def _head_outputs(

@@ -53,7 +53,7 @@ def test_scores_are_those_of_each_run_alone_in_the_order_of_the_examples(base, c
     evaluator = ScoresEvaluator(pack.program, SimpleNamespace(model=base), runs[0], tokens)
     programs = compiled(evaluator, pack.state.params, pack.constants)
     # Both splits have batches of 32 in two lengths, and share their programs.
-    assert sorted(leaves[0][0] for _, leaves in programs) == [(32, 8), (32, 12)]
+    assert sorted(key[1][0] for key in programs) == [(32, 8), (32, 12)]
     assert evaluator.describe("valid", 2) == "scoring 50 validation examples"
     for split in evaluator.splits:
         predictions = evaluator.evaluate(split, programs, pack.state.params, pack.constants)
@@ -78,6 +78,9 @@ def test_objectives_fill_the_fields_that_they_promise(name):
         "regression": np.zeros(n, np.float32),
         "generation": likelihoods,
         "chat": likelihoods,
+        "similarity": np.ones((n, 2, 4), np.float32),
+        "contrastive": np.ones((n, 2, 4), np.float32),
+        "contrastive_triplets": np.ones((n, 3, 4), np.float32),
     }[name]
     assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
     heads = {"classification": 2, "image_classification": 2, "regression": 1}

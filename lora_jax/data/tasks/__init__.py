@@ -11,6 +11,7 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
+from lora_jax.data.tasks.banking77_retrieval import BANKING77_RETRIEVAL
 from lora_jax.data.tasks.cifar10 import CIFAR10
 from lora_jax.data.tasks.commonsense import COMMONSENSE
 from lora_jax.data.tasks.dart import DART
@@ -20,8 +21,10 @@ from lora_jax.data.tasks.glue import GLUE
 from lora_jax.data.tasks.gsm8k import GSM8K
 from lora_jax.data.tasks.images import IMAGES
 from lora_jax.data.tasks.mnist import MNIST
+from lora_jax.data.tasks.nli_triplets import NLI_TRIPLETS
 from lora_jax.data.tasks.own import OWN, own_task, refuse_columns
 from lora_jax.data.tasks.samsum import SAMSUM
+from lora_jax.data.tasks.stsb_embedding import STSB_EMBEDDING
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
 from lora_jax.data.tasks.wikisql import WIKISQL
 from lora_jax.errors import UserError
@@ -44,6 +47,9 @@ _ROWS: tuple[Task, ...] = (
     MNIST,
     CIFAR10,
     IMAGES,
+    STSB_EMBEDDING,
+    NLI_TRIPLETS,
+    BANKING77_RETRIEVAL,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
