@@ -14,6 +14,7 @@ from lora_jax.data.tasks.banking77 import BANKING77
 from lora_jax.data.tasks.banking77_retrieval import BANKING77_RETRIEVAL
 from lora_jax.data.tasks.cifar10 import CIFAR10
 from lora_jax.data.tasks.commonsense import COMMONSENSE
+from lora_jax.data.tasks.custom import CUSTOM, custom_task, refuse_columns
 from lora_jax.data.tasks.dart import DART
 from lora_jax.data.tasks.e2e import E2E
 from lora_jax.data.tasks.emotion import EMOTION
@@ -22,7 +23,6 @@ from lora_jax.data.tasks.gsm8k import GSM8K
 from lora_jax.data.tasks.images import IMAGES
 from lora_jax.data.tasks.mnist import MNIST
 from lora_jax.data.tasks.nli_triplets import NLI_TRIPLETS
-from lora_jax.data.tasks.own import OWN, own_task, refuse_columns
 from lora_jax.data.tasks.samsum import SAMSUM
 from lora_jax.data.tasks.stsb_embedding import STSB_EMBEDDING
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
@@ -59,10 +59,10 @@ def find_task(config: TaskConfig) -> Task:
 
     Raises UserError if there is none, or it cannot have these settings.
     """
-    if config.name in OWN:
-        return own_task(config)
+    if config.name in CUSTOM:
+        return custom_task(config)
     if config.name not in TASKS:
-        raise UserError(f"task.name={config.name!r}: not a task; use {', '.join(sorted([*TASKS, *OWN]))}")
+        raise UserError(f"task.name={config.name!r}: not a task; use {', '.join(sorted([*TASKS, *CUSTOM]))}")
     refuse_columns(config)
     return TASKS[config.name]
 

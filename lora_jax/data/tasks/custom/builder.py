@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.data.tasks.own.examples import Source, read_examples
+from lora_jax.data.tasks.custom.examples import Source, read_examples
 
 
 def builder_of(data: Source) -> type[FolderBuilder]:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from lora_jax.data.chats import last_answer, to_json
 from lora_jax.data.held_out import cut_validation
-from lora_jax.data.tasks.own.files import Files
-from lora_jax.data.tasks.own.kinds import Kind
-from lora_jax.data.tasks.own.readers import Table, read_table
-from lora_jax.data.tasks.own.rows import Row
+from lora_jax.data.tasks.custom.files import Files
+from lora_jax.data.tasks.custom.kinds import Kind
+from lora_jax.data.tasks.custom.readers import Table, read_table
+from lora_jax.data.tasks.custom.rows import Row
 from lora_jax.errors import UserError, shown
 
 # The texts of an example, and last what is learnt: a class, a number or a text. Of a conversation: the turns before the

@@ -10,10 +10,10 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.chats import Chats, from_json
 from lora_jax.data.prepared import open_builder, read_classes, read_numbers, read_splits, read_texts
 from lora_jax.data.task import Task, TaskData
-from lora_jax.data.tasks.own.examples import Source, open_table
-from lora_jax.data.tasks.own.files import FORMATS, find_files
-from lora_jax.data.tasks.own.kinds import COLUMNS, columns_of, kind_of
-from lora_jax.data.tasks.own.readers import LARGEST
+from lora_jax.data.tasks.custom.examples import Source, open_table
+from lora_jax.data.tasks.custom.files import FORMATS, find_files
+from lora_jax.data.tasks.custom.kinds import COLUMNS, columns_of, kind_of
+from lora_jax.data.tasks.custom.readers import LARGEST
 from lora_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lora_jax")
 
-OWN = tuple(FORMATS)  # the names that ``task.name`` takes
+CUSTOM = tuple(FORMATS)  # the names that ``task.name`` takes
 
 
-def own_task(config: TaskConfig) -> Task:
+def custom_task(config: TaskConfig) -> Task:
     """Returns the task that the settings describe; UserError if they do not fit together."""
     kind, format = kind_of(config), FORMATS[config.name]
     if kind.name == "chat" and not format.lists:
@@ -45,7 +45,7 @@ def refuse_columns(config: TaskConfig) -> None:
     """Raises UserError if the settings of a task with columns of its own name others."""
     for setting in ("kind", *COLUMNS):
         if (value := getattr(config, setting)) is not None:
-            others = " or ".join(f"task={name}" for name in OWN)
+            others = " or ".join(f"task={name}" for name in CUSTOM)
             raise UserError(f"task.{setting}={value!r}: task={config.name} has its own columns; use {others}")
 
 
@@ -55,7 +55,7 @@ def load(config: TaskConfig, data_dir: Path | None) -> TaskData:
     Raises UserError if they are missing or malformed. Test and validation examples that are also in the train split are
     counted in a warning.
     """
-    from lora_jax.data.tasks.own.builder import builder_of
+    from lora_jax.data.tasks.custom.builder import builder_of
 
     kind = kind_of(config)
     files = find_files(FORMATS[config.name], data_dir)

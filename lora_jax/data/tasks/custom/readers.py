@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from lora_jax.data.bounded import open_bounded, read_bytes
 from lora_jax.data.json_lines import parse_json
 from lora_jax.data.lines import read_lines
-from lora_jax.data.tasks.own.files import DATASET_INFO
-from lora_jax.data.tasks.own.rows import Row
+from lora_jax.data.tasks.custom.files import DATASET_INFO
+from lora_jax.data.tasks.custom.rows import Row
 from lora_jax.errors import UserError, message_of, shown
 
 LARGEST = 4 * 2**30  # bytes of a file
