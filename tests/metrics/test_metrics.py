@@ -180,7 +180,8 @@ def test_every_metric_needs_fields_of_predictions():
 
 def test_what_a_machine_cannot_compute_is_left_out_with_one_warning(monkeypatch, caplog):
     lacking = [
-        Metric(name, name, True, frozenset({"texts"}), lambda _: 1.0, lambda: "no such program") for name in ("x", "y")
+        Metric(name, name, True, frozenset({"texts"}), lambda _: 1.0, unavailable=lambda: "no such program")
+        for name in ("x", "y")
     ]
     for metric in lacking:
         monkeypatch.setitem(METRICS, metric.name, metric)
