@@ -1,6 +1,6 @@
 """Encodes the splits of a task for one base: texts as tokens, images as pixels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,12 @@ import numpy as np
 from lora_jax.config import RunConfig, TaskConfig
 from lora_jax.data.batches import Buckets, EncodedSplit, EvalBatches, TrainBatches
 from lora_jax.data.examples import Examples
+from lora_jax.data.masking import MaskedTexts, Vocabulary
 from lora_jax.data.prompts import Prompts, make_prompts
-from lora_jax.data.task import Task, TaskData
-from lora_jax.data.tokens import tokenize, tokenize_for_generation
+from lora_jax.data.tagged_words import TaggedWords
+from lora_jax.data.task import SplitT, Task, TaskData
+from lora_jax.data.tokens import tokenize, tokenize_for_generation, tokenize_unlabelled, tokenize_words
+from lora_jax.data.unlabelled import UnlabelledTexts
 from lora_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def encode_task(task: Task, data: TaskData, base: "Base", config: TaskConfig) ->
     return ENCODERS[task.objective](data, base, limits)
 
 
-def encode_labelled(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+def encode_labelled(data: TaskData[Examples], base: "Base", limits: Limits) -> TaskTokens:
     """Encodes texts, or pairs of texts, with a class or a number each."""
     types = _reads_types(base)
     encoded = {
@@ -83,7 +86,7 @@ def encode_labelled(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
     return TaskTokens(data, encoded, suitable_buckets(encoded))
 
 
-def encode_generation(data: TaskData, base: "Base", limits: Limits) -> TaskTokens:
+def encode_generation(data: TaskData[Examples], base: "Base", limits: Limits) -> TaskTokens:
     """Encodes prompts with the texts to generate after them."""
     end = end_of_text(base)
     encoded = {
@@ -94,11 +97,32 @@ def encode_generation(data: TaskData, base: "Base", limits: Limits) -> TaskToken
     return TaskTokens(data, encoded, suitable_buckets(encoded), prompts)
 
 
+def encode_tagged_words(data: TaskData[TaggedWords], base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes sentences with a tag for each word."""
+    encoded = {
+        name: tokenize_words(split, base.tokenizer, limits.max_length)
+        for name, split in _scored_splits(data, limits).items()
+    }
+    return TaskTokens(data, encoded, suitable_buckets(encoded))
+
+
+def encode_masked(data: TaskData[UnlabelledTexts], base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes texts of which some tokens are masked."""
+    vocabulary = Vocabulary.of(base.tokenizer, base.source)
+    encoded = {
+        name: MaskedTexts(tokenize_unlabelled(split.texts, base.tokenizer, limits.max_length), vocabulary)
+        for name, split in _scored_splits(data, limits).items()
+    }
+    return TaskTokens(data, encoded, suitable_buckets(encoded))
+
+
 # By objective.
 ENCODERS: dict[str, Callable[[TaskData, "Base", Limits], TaskTokens]] = {
     "classification": encode_labelled,
     "regression": encode_labelled,
     "generation": encode_generation,
+    "token_classification": encode_tagged_words,
+    "masked_lm": encode_masked,
 }
 
 
@@ -116,10 +140,10 @@ def end_of_text(base: "Base") -> int:
     return base.special.eos[0]
 
 
-def _scored_splits(data: TaskData, limits: Limits) -> dict[str, Examples]:
+def _scored_splits(data: TaskData[SplitT], limits: Limits) -> dict[str, SplitT]:
     """Returns the splits, ``valid`` and ``test`` with the examples that are scored."""
     return {
-        name: split if name == "train" else _scored(split, limits.eval_examples) for name, split in data.splits.items()
+        name: split if name == "train" else split.scored(limits.eval_examples) for name, split in data.splits.items()
     }
 
 
@@ -127,11 +151,3 @@ def _reads_types(base: "Base") -> bool:
     """Returns whether the model distinguishes the texts of a pair, as BERT does and RoBERTa does not."""
     config = getattr(base.model.backbone, "config", None)
     return getattr(config, "type_vocab_size", 0) > 1
-
-
-def _scored(examples: Examples, limit: int | None) -> Examples:
-    """Returns the first `limit` examples. A text with several references to generate counts once, with its first."""
-    rows: Sequence[int] = range(len(examples))
-    if isinstance(examples.labels, list):
-        rows = sorted({text: i for i, text in reversed(list(enumerate(examples.texts)))}.values())
-    return examples.take(rows[:limit])

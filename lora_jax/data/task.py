@@ -6,18 +6,41 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
+from jaxtyping import Int32
 
 from lora_jax.config import TaskConfig
-from lora_jax.data.examples import Examples
 from lora_jax.errors import UserError
 from lora_jax.metrics import METRICS, Scoring
 
 
+class Split(Protocol):
+    """The examples of one split, as they are loaded: `Examples`, `TaggedWords` or `UnlabelledTexts`."""
+
+    @property
+    def classes(self) -> Int32[np.ndarray, " classes"] | None:
+        """The classes of all examples, positions in the task's list of labels, or None if examples have none."""
+        ...
+
+    @property
+    def content(self) -> list[Any]:
+        """What the fingerprint covers: lists that JSON can write."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def scored(self, limit: int | None) -> Self:
+        """Returns the examples that are scored, at most the first `limit`."""
+        ...
+
+
+SplitT = TypeVar("SplitT", bound=Split)
+
+
 @dataclass(frozen=True, eq=False)
-class TaskData:
+class TaskData(Generic[SplitT]):
     """The loaded data of a task.
 
     `labels` names the classes; it is empty unless the task is a classification. `splits` has ``train``, ``valid`` and
@@ -25,12 +48,12 @@ class TaskData:
     """
 
     labels: tuple[str, ...]
-    splits: Mapping[str, Examples]
+    splits: Mapping[str, SplitT]
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
-            classes = np.asarray(split.labels)
-            if classes.dtype == np.int32 and not set(np.unique(classes)) <= set(range(len(self.labels))):
+            classes = split.classes
+            if classes is not None and not set(np.unique(classes)) <= set(range(len(self.labels))):
                 raise UserError(
                     f"the {name} split has labels from {classes.min()} to {classes.max()}; expected 0 to "
                     f"{len(self.labels) - 1}, of {len(self.labels)} classes"
@@ -38,13 +61,10 @@ class TaskData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the label names and every split's texts, labels and second texts, in order."""
+        """SHA-256, in hex, over the label names and the content of every split, in order."""
         digest = hashlib.sha256(json.dumps(self.labels).encode())
         for name, split in sorted(self.splits.items()):
-            content: list[Any] = [name, split.texts, np.asarray(split.labels).tolist()]
-            # Single texts hash as they did before there were pairs.
-            content += [field for field in (split.pairs, split.choices) if field is not None]
-            digest.update(json.dumps(content).encode())
+            digest.update(json.dumps([name, *split.content]).encode())
         return digest.hexdigest()
 
 
@@ -64,7 +84,7 @@ class Task:
     """
 
     name: str
-    objective: Literal["classification", "regression", "generation"]
+    objective: Literal["classification", "regression", "generation", "token_classification", "masked_lm"]
     evaluators: tuple[str, ...]
     metrics: tuple[str, ...]
     metric: str

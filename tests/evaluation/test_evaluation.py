@@ -76,7 +76,7 @@ def test_objectives_fill_the_fields_that_they_promise(name):
         "regression": np.zeros(n, np.float32),
         "generation": SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int)),
     }[name]
-    assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
+    assert objective.predictions(outputs, np.zeros(n, int), ("a", "b")).fields == objective.fields
     assert objective.head_outputs(("a", "b")) == {"classification": 2, "regression": 1, "generation": None}[name]
 
 
@@ -100,7 +100,7 @@ def test_regression_learns_numbers_of_pairs_by_their_types():
     assert not np.allclose(
         values, objective.outputs(model, batch._replace(types=None), options=ComputeOptions()), atol=1e-5
     )
-    found = objective.predictions(values, labels, 0)
+    found = objective.predictions(values, labels, ())
     assert score(found, METRICS) == {
         "mean_squared_error": pytest.approx(float(objective.loss(model, batch, options=ComputeOptions())), rel=1e-6)
     }

@@ -10,6 +10,7 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
+from lora_jax.data.tasks.banking77_mlm import BANKING77_MLM
 from lora_jax.data.tasks.commonsense import COMMONSENSE
 from lora_jax.data.tasks.dart import DART
 from lora_jax.data.tasks.e2e import E2E
@@ -19,6 +20,7 @@ from lora_jax.data.tasks.gsm8k import GSM8K
 from lora_jax.data.tasks.samsum import SAMSUM
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
 from lora_jax.data.tasks.wikisql import WIKISQL
+from lora_jax.data.tasks.wnut17 import WNUT17
 from lora_jax.errors import UserError
 from lora_jax.metrics import Scoring
 
@@ -36,6 +38,8 @@ _ROWS: tuple[Task, ...] = (
     GSM8K,
     *ARITHMETIC,
     *COMMONSENSE,
+    WNUT17,
+    BANKING77_MLM,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
