@@ -211,10 +211,10 @@ def _encode(
         copy.enable_truncation(max_length)
     if pretokenized and hasattr(copy.pre_tokenizer, "add_prefix_space"):
         copy.pre_tokenizer.add_prefix_space = True
+    # The fast one does not say which word a token is of.
+    encode = copy.encode_batch if pretokenized else copy.encode_batch_fast
     try:
-        encodings: list[Encoding] = copy.encode_batch_fast(
-            texts, is_pretokenized=pretokenized, add_special_tokens=special_tokens
-        )
+        encodings: list[Encoding] = encode(texts, is_pretokenized=pretokenized, add_special_tokens=special_tokens)
     except TypeError:  # raised for lone surrogates too
         broken = [i for i, text in enumerate(texts) if not is_utf8("".join(text))]
         if not broken:
