@@ -1,5 +1,7 @@
 """Token classification and masked language modelling: losses, predictions, and packs of both."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.pack import make_pack, packed_step
 from lora_jax.train.setup import load_setup
+from lora_jax.train.step import adapt, compute_options
 
 OPTIONS = ComputeOptions()
 
@@ -24,12 +27,18 @@ OPTIONS = ComputeOptions()
 def overrides(tiny_model, tmp_path_factory):
     """Settings of a small run of each task."""
     folder = tmp_path_factory.mktemp("token-tasks")
-    common = ["dtype=float64", "batch=4", "eval_batch=4", "steps=5", "wandb.mode=disabled", "model.pool=mean"]
+    common = ["dtype=float64", "batch=4", "eval_batch=4", "steps=3", "wandb.mode=disabled", "model.pool=mean"]
     words = f"task.data_dir={write_wnut17(folder / 'wnut17')}"
     masked = write_masked_model(folder / "masked", tiny_model)
     return {
         "wnut17": ["task=wnut17", words, f"model.source={tiny_model}", "task.buckets=[16,32]", *common],
-        "banking77_mlm": ["task=banking77_mlm", f"model.source={masked}", "task.eval_examples=20", *common],
+        "banking77_mlm": [
+            "task=banking77_mlm",
+            f"model.source={masked}",
+            "task.eval_examples=20",
+            "task.buckets=[16,64]",
+            *common,
+        ],
     }
 
 
@@ -53,33 +62,42 @@ def pack_of(overrides, tmp_path, *ranks_and_seeds):
     return pack, np.array(losses)
 
 
-@pytest.mark.parametrize("task", ["wnut17", "banking77_mlm"])
-def test_packed_equals_alone(task, overrides, tmp_path):
-    _, together = pack_of(overrides[task], tmp_path, (2, 0), (4, 1))
+def call(model, tokens, mask, options):
+    return model(tokens, mask, options=options)
+
+
+@pytest.fixture(scope="module", params=["wnut17", "banking77_mlm"])
+def trained(request, overrides, tmp_path_factory):
+    """The task, a pack of two runs after its steps, and their losses."""
+    return request.param, *pack_of(overrides[request.param], tmp_path_factory.mktemp("pack"), (2, 0), (4, 1))
+
+
+def test_packed_equals_alone(trained, overrides, tmp_path):
+    task, _, together = trained
     alone = [pack_of(overrides[task], tmp_path, run)[1][:, 0] for run in ((2, 0), (4, 1))]
     np.testing.assert_allclose(together, np.stack(alone, 1), rtol=1e-9)
     assert len(np.unique(together)) == together.size and np.isfinite(together).all()
 
 
-@pytest.mark.parametrize("task", ["wnut17", "banking77_mlm"])
-def test_the_evaluator_scores_every_text_as_the_model_does_alone(task, overrides, tmp_path):
-    pack, _ = pack_of(overrides[task], tmp_path, (2, 0), (4, 1))
+def test_the_evaluator_scores_every_text_as_the_model_does_alone(trained):
+    task, pack, _ = trained
     (group,) = pack_evaluators(pack)
     evaluator = group.evaluators["scores"]
     programs = {key: lower().compile() for key, lower in evaluator.lower(pack.state.params, pack.constants).items()}
     setup = pack.setups[0]
     encoded, objective = setup.tokens.encoded["test"], OBJECTIVES[setup.task.objective]
     assert len({key[0][0][1] for key in programs}) > 1  # texts are padded to several lengths
+    logits_of = jax.jit(functools.partial(call, options=compute_options(pack.program)))
     for i, found in enumerate(evaluator.evaluate("test", programs, pack.state.params, pack.constants)):
         params, constants = (
             jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree in (pack.state.params, pack.constants)
         )
-        model = lj.graft(pack.base, pack.program.method.materialise(params, constants))
+        model = adapt(pack.program, pack.base, params, constants)
         assert found.fields == objective.fields
         true, predicted, losses, correct = [], [], [], []
         # All texts in one batch, longer than any that the evaluator pads to.
         batch = encoded.padded(np.arange(len(encoded)), 70, 0)
-        all_logits = np.asarray(jax.jit(lambda model, batch: model(batch.tokens, batch.mask))(model, batch), np.float64)
+        all_logits = np.asarray(logits_of(model, batch.tokens, batch.mask))
         for example_labels, example_logits in zip(batch.labels, all_logits, strict=True):
             labelled = example_labels != IGNORED
             labels, logits = example_labels[labelled], example_logits[labelled]
@@ -112,12 +130,13 @@ def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_batch(overrides):
     tokens, mask = rng.integers(1, 100, (2, 5)).astype(np.int32), np.ones((2, 5), bool)
     labels = np.array([[IGNORED, 3, IGNORED, 0, 1], [IGNORED, 12, IGNORED, IGNORED, IGNORED]], np.int32)
     objective = OBJECTIVES["token_classification"]
-    loss = objective.loss(model, Batch(tokens, mask, labels), options=OPTIONS)
-    logs = np.asarray(jax.nn.log_softmax(model(tokens, mask)))
+    loss_of = jax.jit(functools.partial(objective.loss, options=OPTIONS))
+    loss = loss_of(model, Batch(tokens, mask, labels))
+    logs = np.asarray(jax.nn.log_softmax(jax.jit(functools.partial(call, options=OPTIONS))(model, tokens, mask)))
     expected = -np.mean([logs[0, 1, 3], logs[0, 3, 0], logs[0, 4, 1], logs[1, 1, 12]])
     assert float(loss) == pytest.approx(expected, rel=1e-6)  # four tokens, not two sentences
     none = Batch(tokens, mask, np.full_like(labels, IGNORED))
-    assert objective.loss(model, none, options=OPTIONS) == 0
+    assert loss_of(model, none) == 0
 
 
 def test_a_model_without_a_masked_head_or_mask_token_is_refused(overrides, tiny_model):
