@@ -18,7 +18,7 @@ def test_tagged_words(command: CommandLine, tmp_path):
         assert (summary["metric"], summary["select"]) == ("span_f1", "span_f1") and summary["pack"]["runs"] == 2
         scored = [record["valid/span_f1"] for record in lines if "valid/span_f1" in record]
         assert len(scored) == 6 and summary["valid_best"]["span_f1"] == max(scored)
-    assert "span F1" in (tmp_path / "sweep/report/index.html").read_text()
+    assert "span_f1" in (tmp_path / "sweep/report/table.csv").read_text()
 
 
 @pytest.mark.slow

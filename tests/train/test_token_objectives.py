@@ -31,7 +31,7 @@ def overrides(tiny_model, tmp_path_factory):
     words = f"task.data_dir={write_wnut17(folder / 'wnut17')}"
     masked = write_masked_model(folder / "masked", tiny_model)
     return {
-        "wnut17": ["task=wnut17", words, f"model.source={tiny_model}", "task.buckets=[16,32]", *common],
+        "wnut17": ["task=wnut17", words, f"model.source={tiny_model}", "task.buckets=[16,64]", *common],
         "banking77_mlm": [
             "task=banking77_mlm",
             f"model.source={masked}",
