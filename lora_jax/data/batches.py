@@ -14,14 +14,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float32, Int, Int64, Shaped, UInt64
 
-from lora_jax.data.tokens import Batch
+from lora_jax.data.tokens import IGNORED, Batch
 from lora_jax.errors import UserError
 
 
 class EncodedSplit(Protocol):
-    """The examples of a split as arrays. ``tokens.Encoded`` holds texts, ``images.EncodedImages`` images.
+    """The examples of a split as arrays.
 
-    ``sentence_pairs.EncodedTuples`` holds two or three texts an example, each encoded by itself.
+    ``tokens.Encoded`` holds texts, ``masking.MaskedTexts`` texts to mask, ``images.EncodedImages`` images, and
+    ``sentence_pairs.EncodedTuples`` two or three texts an example, each encoded by itself.
     """
 
     @property
@@ -246,10 +247,22 @@ class EvalBatches:
         return self.encoded.padded(np.zeros(self.batch, int), length, self.pad_id)
 
     def restore(self, rows: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
-        """Joins arrays computed from each batch, whose rows lie along `axis`, into one in the order of the examples."""
+        """Joins arrays computed from each batch, whose rows lie along `axis`, into one in the order of the examples.
+
+        Arrays with values for each token are padded with IGNORED to the longest.
+        """
         index = np.concatenate([np.zeros(0, np.int64), *self._rows])
         real = np.flatnonzero(index >= 0)
-        return np.take(np.concatenate(rows, axis), real[np.argsort(index[real])], axis)
+        longest = np.max([array.shape for array in rows], axis=0)
+        padded = [
+            np.pad(
+                array,
+                [(0, 0 if i == axis else longest[i] - size) for i, size in enumerate(array.shape)],
+                constant_values=IGNORED,
+            )
+            for array in rows
+        ]
+        return np.take(np.concatenate(padded, axis), real[np.argsort(index[real])], axis)
 
 
 class StepBatches(Protocol):

@@ -13,10 +13,13 @@ from lora_jax.data.batches import Buckets, EncodedSplit, EvalBatches, TrainBatch
 from lora_jax.data.chats import Chats, make_chat_prompts, tokenize_chats
 from lora_jax.data.examples import Examples, Split
 from lora_jax.data.images import EncodedImages, Images
+from lora_jax.data.masking import MaskedTexts, Vocabulary
 from lora_jax.data.prompts import Prompts, make_prompts
 from lora_jax.data.sentence_pairs import RetrievalSplit, tokenize_documents, tokenize_tuples
+from lora_jax.data.tagged_words import TaggedWords
 from lora_jax.data.task import Task, TaskData
-from lora_jax.data.tokens import tokenize, tokenize_for_generation
+from lora_jax.data.tokens import tokenize, tokenize_for_generation, tokenize_unlabelled, tokenize_words
+from lora_jax.data.unlabelled import UnlabelledTexts
 from lora_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,6 +160,23 @@ def encode_tuples(texts: int, data: TaskData, base: "Base", limits: Limits) -> T
     return TaskTokens(data, scored, encoded, suitable_buckets({**encoded, **documents}), retrieval=retrieval)
 
 
+def encode_tagged_words(data: TaskData[TaggedWords], base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes sentences with a tag for each word."""
+    scored = _scored_splits(data, limits)
+    encoded = {name: tokenize_words(split, base.tokenizer, limits.max_length) for name, split in scored.items()}
+    return TaskTokens(data, scored, encoded, suitable_buckets(encoded))
+
+
+def encode_masked(data: TaskData[UnlabelledTexts], base: "Base", limits: Limits) -> TaskTokens:
+    """Encodes texts of which some tokens are masked."""
+    vocabulary, scored = Vocabulary.of(base.tokenizer, base.source), _scored_splits(data, limits)
+    encoded = {
+        name: MaskedTexts(tokenize_unlabelled(split.texts, base.tokenizer, limits.max_length), vocabulary)
+        for name, split in scored.items()
+    }
+    return TaskTokens(data, scored, encoded, suitable_buckets(encoded))
+
+
 # By objective.
 ENCODERS: dict[str, Callable[[TaskData[Any], "Base", Limits], TaskTokens]] = {
     "classification": encode_labelled,
@@ -167,6 +187,8 @@ ENCODERS: dict[str, Callable[[TaskData[Any], "Base", Limits], TaskTokens]] = {
     "similarity": functools.partial(encode_tuples, 2),
     "contrastive": functools.partial(encode_tuples, 2),
     "contrastive_triplets": functools.partial(encode_tuples, 3),
+    "token_classification": encode_tagged_words,
+    "masked_lm": encode_masked,
 }
 
 

@@ -1,5 +1,6 @@
 """Tokenises texts with the `tokenizers` library."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from lora_jax.data.examples import Examples
+from lora_jax.data.tagged_words import TaggedWords
 from lora_jax.data.text import is_utf8
 from lora_jax.errors import UserError, shown
 
@@ -106,18 +108,44 @@ def tokenize(examples: Examples, tokenizer: "Tokenizer", max_length: int, *, typ
       UserError: `max_length` leaves no room for a text beside the special tokens, or a text has no token at all, or
         has a lone surrogate.
     """
-    special = tokenizer.num_special_tokens_to_add(is_pair=examples.pairs is not None)
-    if max_length <= special:
-        raise UserError(f"max_length={max_length}: the tokenizer adds {special} special tokens; must be more")
+    _check_room(tokenizer, max_length, pairs=examples.pairs is not None)
     texts = examples.texts if examples.pairs is None else list(zip(examples.texts, examples.pairs, strict=True))
     encodings = _encode(tokenizer, texts, max_length)
     rows = [encoding.ids for encoding in encodings]
-    if empty := [i for i, row in enumerate(rows) if not row]:
-        raise UserError(f"text {empty[0]} ({shown(''.join(texts[empty[0]]))}) has no token")
+    _check_tokens(rows, texts)
     type_ids = _flat([encoding.type_ids for encoding in encodings]) if types and examples.pairs is not None else None
     if type_ids is not None and not type_ids.any():
         type_ids = None
     return Encoded(_flat(rows), _offsets(rows), np.asarray(examples.labels), max_length, types=type_ids)
+
+
+def tokenize_unlabelled(texts: Sequence[str], tokenizer: "Tokenizer", max_length: int) -> Encoded:
+    """Tokenises texts as `tokenize` does. All labels are 0."""
+    return tokenize(Examples(list(texts), np.zeros(len(texts), np.int32)), tokenizer, max_length)
+
+
+def tokenize_words(sentences: TaggedWords, tokenizer: "Tokenizer", max_length: int) -> Encoded:
+    """Tokenises sentences whose words are given, special tokens included, cut to `max_length` tokens.
+
+    A word's tag is the label of its first token, and the other tokens are IGNORED, as in the script run_ner.py of
+    transformers. So a word that is cut off, or that the tokenizer drops, has no label. A word never joins the one
+    before it: where the tokenizer marks the space before a word, every word has one.
+
+    Raises:
+      UserError: `max_length` leaves no room for a word beside the special tokens, or a sentence has no token at all,
+        or has a lone surrogate.
+    """
+    _check_room(tokenizer, max_length, pairs=False)
+    encodings = _encode(tokenizer, sentences.words, max_length, pretokenized=True)
+    rows = [encoding.ids for encoding in encodings]
+    _check_tokens(rows, sentences.words)
+    labels = []
+    for encoding, tags in zip(encodings, sentences.tags, strict=True):
+        word_ids = [None, *encoding.word_ids]
+        labels.append(
+            [IGNORED if word is None or word == before else tags[word] for before, word in itertools.pairwise(word_ids)]
+        )
+    return Encoded(_flat(rows), _offsets(rows), _flat(labels), max_length, by_token=True)
 
 
 def tokenize_for_generation(examples: Examples, tokenizer: "Tokenizer", end: int, max_length: int) -> Encoded:
@@ -160,11 +188,23 @@ def left_pad(
     return tokens, np.arange(length) >= length - np.array([len(row) for row in rows])[:, None]
 
 
+def _check_room(tokenizer: "Tokenizer", max_length: int, *, pairs: bool) -> None:
+    special = tokenizer.num_special_tokens_to_add(is_pair=pairs)
+    if max_length <= special:
+        raise UserError(f"max_length={max_length}: the tokenizer adds {special} special tokens; must be more")
+
+
+def _check_tokens(rows: Sequence[Sequence[int]], texts: Sequence[str] | Sequence[Sequence[str]]) -> None:
+    if empty := [i for i, row in enumerate(rows) if not row]:
+        raise UserError(f"text {empty[0]} ({shown(''.join(texts[empty[0]]))}) has no token")
+
+
 def _encode(
     tokenizer: "Tokenizer",
-    texts: Sequence[str] | Sequence[tuple[str, str]],
+    texts: Sequence[str] | Sequence[Sequence[str]],
     max_length: int | None = None,
     special_tokens: bool = True,
+    pretokenized: bool = False,
 ) -> list["Encoding"]:
     copy = tokenizer.from_str(tokenizer.to_str())
     copy.no_padding()
@@ -172,8 +212,12 @@ def _encode(
         copy.no_truncation()
     else:
         copy.enable_truncation(max_length)
+    if pretokenized and hasattr(copy.pre_tokenizer, "add_prefix_space"):
+        copy.pre_tokenizer.add_prefix_space = True
+    # The fast one does not say which word a token is of.
+    encode = copy.encode_batch if pretokenized else copy.encode_batch_fast
     try:
-        encodings: list[Encoding] = copy.encode_batch_fast(texts, add_special_tokens=special_tokens)
+        encodings: list[Encoding] = encode(texts, is_pretokenized=pretokenized, add_special_tokens=special_tokens)
     except TypeError:  # raised for lone surrogates too
         broken = [i for i, text in enumerate(texts) if not is_utf8("".join(text))]
         if not broken:

@@ -25,7 +25,7 @@ class ScoresEvaluator:
     splits: ClassVar[tuple[str, ...]] = ("valid", "test")
 
     def __init__(self, program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> None:
-        self._program, self._base, self._classes = program, base, len(tokens.data.labels)
+        self._program, self._base, self._names = program, base, tokens.data.labels
         self._batches = {split: tokens.eval_batches(run, split) for split in self.splits}
 
     @staticmethod
@@ -43,7 +43,7 @@ class ScoresEvaluator:
         rows = compute_outputs(self._base.model, batches, compiled, params, constants)
         objective, runs = OBJECTIVES[self._program.objective], len(jax.tree.leaves(rows)[0])
         return [
-            objective.predictions(jax.tree.map(operator.itemgetter(i), rows), batches.encoded.labels, self._classes)
+            objective.predictions(jax.tree.map(operator.itemgetter(i), rows), batches.encoded.labels, self._names)
             for i in range(runs)
         ]
 

@@ -1,5 +1,6 @@
 """Objectives: the head, the loss and the predictions of each kind of task."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from lora_jax.data.batches import Batch
+from lora_jax.data.tagged_words import group_by_text
 from lora_jax.data.tokens import IGNORED
 from lora_jax.metrics import Predictions
 from lora_jax.metrics.classification import correct, cross_entropy
@@ -15,7 +17,7 @@ from lora_jax.models.layers import Key
 from lora_jax.models.options import ComputeOptions
 from lora_jax.train import losses
 
-Head = Literal["classifier", "causal", "embedding"]
+Head = Literal["classifier", "causal", "embedding", "token_classifier", "masked"]
 DropoutRate = Float[Array, ""] | float
 
 
@@ -28,10 +30,12 @@ class Objective(Protocol):
     Attributes:
       head: the head that `load_base` puts on the backbone.
       fields: the fields of `Predictions` that `predictions` fills.
+      averaged: whether the mean of the outputs of several models is an output too.
     """
 
     head: ClassVar[Head]
     fields: ClassVar[frozenset[str]]
+    averaged: ClassVar[bool]
 
     def head_outputs(self, labels: Sequence[str]) -> int | None:
         """Returns the number of outputs of the head, or None if the checkpoint determines it.
@@ -50,13 +54,13 @@ class Objective(Protocol):
     ) -> Any:
         """Returns the outputs that `predictions` reads: an array, or a NamedTuple of arrays, ``[batch, ...]``."""
 
-    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], classes: int) -> Predictions:
+    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
         """Converts the outputs of all examples of a split, in order, to predictions.
 
         Args:
           outputs: what `outputs` returned, as arrays on the host.
           labels: the labels of the split, as they are encoded.
-          classes: the number of the task's classes. A head that tasks share may have more outputs.
+          names: the names of the task's labels. A head that tasks share may have more outputs.
         """
 
 
@@ -65,6 +69,7 @@ class Classification:
 
     head: ClassVar[Head] = "classifier"
     fields: ClassVar[frozenset[str]] = frozenset({"labels", "logits", "losses", "tokens", "correct"})
+    averaged: ClassVar[bool] = True
 
     def head_outputs(self, labels: Sequence[str]) -> int:
         return len(labels)
@@ -82,9 +87,9 @@ class Classification:
         return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
 
     def predictions(
-        self, outputs: Float[np.ndarray, "examples outputs"], labels: Int[np.ndarray, " examples"], classes: int
+        self, outputs: Float[np.ndarray, "examples outputs"], labels: Int[np.ndarray, " examples"], names: Sequence[str]
     ) -> Predictions:
-        logits = np.asarray(outputs[:, :classes], np.float64)
+        logits = np.asarray(outputs[:, : len(names)], np.float64)
         return Predictions(
             labels=labels,
             logits=logits,
@@ -99,6 +104,7 @@ class Regression:
 
     head: ClassVar[Head] = "classifier"
     fields: ClassVar[frozenset[str]] = frozenset({"labels", "values"})
+    averaged: ClassVar[bool] = True
 
     def head_outputs(self, labels: Sequence[str]) -> int:
         return 1
@@ -117,7 +123,7 @@ class Regression:
         return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)[:, 0]
 
     def predictions(
-        self, outputs: Float[np.ndarray, " examples"], labels: Float[np.ndarray, " examples"], classes: int
+        self, outputs: Float[np.ndarray, " examples"], labels: Float[np.ndarray, " examples"], names: Sequence[str]
     ) -> Predictions:
         return Predictions(labels=labels, values=np.asarray(outputs, np.float64))
 
@@ -135,6 +141,7 @@ class Generation:
 
     head: ClassVar[Head] = "causal"
     fields: ClassVar[frozenset[str]] = frozenset({"losses", "tokens", "correct"})
+    averaged: ClassVar[bool] = False
 
     def head_outputs(self, labels: Sequence[str]) -> None:
         return None
@@ -157,10 +164,77 @@ class Generation:
         )
         return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, labels))
 
-    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], classes: int) -> Predictions:
-        return Predictions(
-            losses=np.asarray(outputs.losses, np.float64), tokens=outputs.tokens, correct=outputs.correct
-        )
+    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
+        return _likelihoods(outputs)
+
+
+class TaggedTokens(NamedTuple):
+    """The likelihoods of each text's tags, and the predicted ones."""
+
+    likelihoods: Likelihoods
+    predicted: Int[Array, "batch seq"]  # the class of the largest logit at each labelled token, elsewhere IGNORED
+
+
+class TokenClassification:
+    """A class for each labelled token: the cross-entropy of a linear head's logits."""
+
+    head: ClassVar[Head] = "token_classifier"
+    fields: ClassVar[frozenset[str]] = frozenset({"losses", "tokens", "correct", "tags", "predicted_tags"})
+    averaged: ClassVar[bool] = False
+
+    def head_outputs(self, labels: Sequence[str]) -> int:
+        return len(labels)
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        outputs = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+        return _mean_loss(outputs.likelihoods)
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> TaggedTokens:
+        labels = jnp.asarray(batch.labels)
+        labelled = labels != IGNORED
+        logits = model(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key)
+        each = jnp.where(labelled, losses.cross_entropy(logits, jnp.where(labelled, labels, 0)), 0.0)
+        predicted = jnp.where(labelled, logits.argmax(-1), IGNORED)
+        correct = labelled & (predicted == labels)
+        return TaggedTokens(Likelihoods(each.sum(-1), labelled.sum(-1), correct.sum(-1)), predicted)
+
+    def predictions(self, outputs: Any, labels: Int[np.ndarray, " tokens"], names: Sequence[str]) -> Predictions:
+        likelihoods = _likelihoods(outputs.likelihoods)
+        counts = outputs.likelihoods.tokens.tolist()
+
+        def tags(classes: Int[np.ndarray, "..."]) -> list[list[str]]:
+            return group_by_text([names[k] for k in classes[classes != IGNORED].tolist()], counts)
+
+        return dataclasses.replace(likelihoods, tags=tags(labels), predicted_tags=tags(outputs.predicted))
+
+
+class MaskedLanguageModel:
+    """The masked tokens of each text: their cross-entropy under a masked language model."""
+
+    head: ClassVar[Head] = "masked"
+    fields: ClassVar[frozenset[str]] = frozenset({"losses", "tokens", "correct"})
+    averaged: ClassVar[bool] = False
+
+    def head_outputs(self, labels: Sequence[str]) -> None:
+        return None
+
+    def loss(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Float[Array, ""]:
+        return _mean_loss(self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key))
+
+    def outputs(
+        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
+    ) -> Likelihoods:
+        hidden = model.backbone(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key)
+        return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, jnp.asarray(batch.labels)))
+
+    def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
+        return _likelihoods(outputs)
 
 
 class Similarity:
@@ -168,6 +242,7 @@ class Similarity:
 
     head: ClassVar[Head] = "embedding"
     fields: ClassVar[frozenset[str]] = frozenset({"labels", "values"})
+    averaged: ClassVar[bool] = True
 
     def head_outputs(self, labels: Sequence[str]) -> None:
         return None
@@ -187,7 +262,7 @@ class Similarity:
         self,
         outputs: Float[np.ndarray, "examples texts d_model"],
         labels: Float[np.ndarray, " examples"],
-        classes: int,
+        names: Sequence[str],
     ) -> Predictions:
         return Predictions(labels=labels, values=_cosines_of_anchors(outputs)[:, 0])
 
@@ -201,6 +276,7 @@ class Contrastive:
 
     head: ClassVar[Head] = "embedding"
     fields: ClassVar[frozenset[str]] = frozenset({"labels", "logits"})
+    averaged: ClassVar[bool] = True
 
     def head_outputs(self, labels: Sequence[str]) -> None:
         return None
@@ -217,7 +293,10 @@ class Contrastive:
         return _embeddings(model, batch, options=options, dropout_rate=dropout_rate, key=key)
 
     def predictions(
-        self, outputs: Float[np.ndarray, "examples texts d_model"], labels: Int[np.ndarray, " examples"], classes: int
+        self,
+        outputs: Float[np.ndarray, "examples texts d_model"],
+        labels: Int[np.ndarray, " examples"],
+        names: Sequence[str],
     ) -> Predictions:
         return Predictions(labels=np.zeros(len(labels), np.int32), logits=_cosines_of_anchors(outputs))
 
@@ -232,7 +311,18 @@ OBJECTIVES: dict[str, Objective] = {
     "similarity": Similarity(),
     "contrastive": Contrastive(),
     "contrastive_triplets": Contrastive(),
+    "token_classification": TokenClassification(),
+    "masked_lm": MaskedLanguageModel(),
 }
+
+
+def _mean_loss(likelihoods: Likelihoods) -> Float[Array, ""]:
+    """Returns the mean over the batch's labelled tokens, and 0 if no token is labelled."""
+    return likelihoods.losses.sum() / jnp.maximum(likelihoods.tokens.sum(), 1)
+
+
+def _likelihoods(outputs: Any) -> Predictions:
+    return Predictions(losses=np.asarray(outputs.losses, np.float64), tokens=outputs.tokens, correct=outputs.correct)
 
 
 def _embeddings(

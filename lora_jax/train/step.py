@@ -46,15 +46,15 @@ def program_of(run: RunConfig) -> Program:
     """Returns the program of `run`. Runs with the same ``run.program_key()`` have the same program.
 
     Raises:
-      UserError: the method has an ensemble, and the task generates texts.
+      UserError: the method has an ensemble, and the outputs for the task cannot be averaged.
     """
     # A CPU unrolls the whole stack of layers, which is faster, but not under `remat`: without a loop, XLA on a CPU
     # recomputes at once what `remat` dropped, so no memory is saved.
     unroll_all = jax.default_backend() == "cpu" and run.model.remat == "none"
     method, objective = method_of(run.method), find_task(run.task).objective
-    if method.ensemble > 1 and OBJECTIVES[objective].head == "causal":
+    if method.ensemble > 1 and not OBJECTIVES[objective].averaged:
         raise UserError(
-            f"method.ensemble={method.ensemble}: must be 1 for task={run.task.name}, whose texts one model generates"
+            f"method.ensemble={method.ensemble}: must be 1 for task={run.task.name}, whose outputs cannot be averaged"
         )
     return Program(
         method=method,

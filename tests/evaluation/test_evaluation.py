@@ -16,7 +16,7 @@ from lora_jax.data.encoding import TaskTokens, encode_task
 from lora_jax.data.examples import Examples
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks import TASKS, scoring_of
-from lora_jax.data.tokens import Encoded
+from lora_jax.data.tokens import IGNORED, Encoded
 from lora_jax.errors import UserError
 from lora_jax.evaluation import EVALUATORS, check_metrics
 from lora_jax.evaluation.generation import GenerationEvaluator
@@ -25,7 +25,7 @@ from lora_jax.metrics import score
 from lora_jax.models import bert
 from lora_jax.models.heads import Classifier
 from lora_jax.models.options import ComputeOptions
-from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.objective import OBJECTIVES, Likelihoods, TaggedTokens
 from lora_jax.train.step import outputs_of
 from lora_jax.weights.load import load_base
 
@@ -71,7 +71,7 @@ def test_scores_are_those_of_each_run_alone_in_the_order_of_the_examples(base, c
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_fill_the_fields_that_they_promise(name):
     objective, n = OBJECTIVES[name], 3
-    likelihoods = SimpleNamespace(losses=np.ones(n, np.float32), tokens=np.ones(n, int), correct=np.ones(n, int))
+    likelihoods = Likelihoods(np.ones(n, np.float32), np.ones(n, int), np.ones(n, int))
     outputs = {
         "classification": np.zeros((n, 2), np.float32),
         "image_classification": np.zeros((n, 2), np.float32),
@@ -81,10 +81,15 @@ def test_objectives_fill_the_fields_that_they_promise(name):
         "similarity": np.ones((n, 2, 4), np.float32),
         "contrastive": np.ones((n, 2, 4), np.float32),
         "contrastive_triplets": np.ones((n, 3, 4), np.float32),
+        "token_classification": TaggedTokens(likelihoods, np.array([[IGNORED, 1], [0, IGNORED], [1, IGNORED]])),
+        "masked_lm": likelihoods,
     }[name]
-    assert objective.predictions(outputs, np.zeros(n, int), 2).fields == objective.fields
-    heads = {"classification": 2, "image_classification": 2, "regression": 1}
-    assert objective.head_outputs(("a", "b")) == heads.get(name)
+    found = objective.predictions(outputs, np.zeros(n, int), ("a", "b"))
+    assert found.fields == objective.fields
+    if name == "token_classification":
+        assert (found.tags, found.predicted_tags) == ([["a"]] * 3, [["b"], ["a"], ["b"]])
+    with_labels = {"classification": 2, "image_classification": 2, "regression": 1, "token_classification": 2}
+    assert objective.head_outputs(("a", "b")) == with_labels.get(name)
 
 
 def test_regression_learns_numbers_of_pairs_by_their_types():
@@ -107,7 +112,7 @@ def test_regression_learns_numbers_of_pairs_by_their_types():
     assert not np.allclose(
         values, objective.outputs(model, batch._replace(types=None), options=ComputeOptions()), atol=1e-5
     )
-    found = objective.predictions(values, labels, 0)
+    found = objective.predictions(values, labels, ())
     assert score(found, ["mean_squared_error", "bleu"]) == {
         "mean_squared_error": pytest.approx(float(objective.loss(model, batch, options=ComputeOptions())), rel=1e-6)
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lora_jax.delta import parameters
 from lora_jax.models import FAMILIES, bert
@@ -34,4 +34,17 @@ def save_checkpoint(folder: Path, family: str, config: Any) -> Path:
         layers = range(config.num_hidden_layers) if "{}" in name else [...]
         tensors |= {name.replace("{}", str(i)): np.array(array[i], order="C") for i in layers}
     save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def add_masked_head(folder: Path, config: bert.BertConfig) -> Path:
+    """Adds a random head of masked language modelling to the BERT in `folder`, and returns `folder`."""
+    rng = np.random.default_rng(0)
+    width = config.hidden_size
+    shapes = {"transform.dense.weight": (width, width), "transform.dense.bias": (width,), "bias": (config.vocab_size,)}
+    head = {name: 0.1 * rng.normal(size=shape) for name, shape in shapes.items()}
+    head |= {"transform.LayerNorm.weight": np.ones(width), "transform.LayerNorm.bias": np.zeros(width)}
+    file = folder / "model.safetensors"
+    named = {f"cls.predictions.{name}": value.astype(np.float32) for name, value in head.items()}
+    save_file(load_file(file) | named, file)
     return folder

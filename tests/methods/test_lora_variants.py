@@ -180,5 +180,7 @@ def test_settings_that_do_not_combine_are_refused(configure, settings, message):
 def test_an_ensemble_is_refused_for_generation(configure):
     run = configure(method__ensemble=2, method__factor_dropout=0.1)
     e2e = run.model_copy(update={"task": run.task.model_copy(update={"name": "e2e"})})
-    with pytest.raises(UserError, match=r"^method.ensemble=2: must be 1 for task=e2e, whose texts one model generates"):
+    with pytest.raises(
+        UserError, match=r"^method.ensemble=2: must be 1 for task=e2e, whose outputs cannot be averaged"
+    ):
         program_of(e2e)

@@ -11,6 +11,7 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks.arithmetic import ARITHMETIC
 from lora_jax.data.tasks.banking77 import BANKING77
+from lora_jax.data.tasks.banking77_mlm import BANKING77_MLM
 from lora_jax.data.tasks.banking77_retrieval import BANKING77_RETRIEVAL
 from lora_jax.data.tasks.cifar10 import CIFAR10
 from lora_jax.data.tasks.commonsense import COMMONSENSE
@@ -27,6 +28,7 @@ from lora_jax.data.tasks.samsum import SAMSUM
 from lora_jax.data.tasks.stsb_embedding import STSB_EMBEDDING
 from lora_jax.data.tasks.webnlg import WEBNLG, WEBNLG_SEEN, WEBNLG_UNSEEN
 from lora_jax.data.tasks.wikisql import WIKISQL
+from lora_jax.data.tasks.wnut17 import WNUT17
 from lora_jax.errors import UserError
 from lora_jax.metrics import Scoring
 
@@ -50,6 +52,8 @@ _ROWS: tuple[Task, ...] = (
     STSB_EMBEDDING,
     NLI_TRIPLETS,
     BANKING77_RETRIEVAL,
+    WNUT17,
+    BANKING77_MLM,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
