@@ -75,28 +75,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
-    @property
-    def classes(self) -> Int32[np.ndarray, " examples"] | None:
-        """The labels, if they are classes."""
-        labels = np.asarray(self.labels)
-        return labels if labels.dtype == np.int32 else None
-
-    @property
-    def content(self) -> list[Any]:
-        """What the fingerprint covers. Single texts hash as they did before there were pairs."""
-        more = [field for field in (self.pairs, self.choices) if field is not None]
-        return [self.texts, np.asarray(self.labels).tolist(), *more]
-
-    def scored(self, limit: int | None) -> "Examples":
-        """Returns the first `limit` examples.
-
-        A text with several references to generate counts once, with its first.
-        """
-        rows: Sequence[int] = range(len(self))
-        if isinstance(self.labels, list):
-            rows = sorted({text: i for i, text in reversed(list(enumerate(self.texts)))}.values())
-        return self.take(rows[:limit])
-
     def take(self, rows: Sequence[int]) -> "Examples":
         """Returns the examples at `rows`, in that order."""
         labels = self.labels

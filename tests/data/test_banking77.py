@@ -91,7 +91,7 @@ def test_changed_raw_files_are_prepared_anew(task, raw):
 
 
 def test_unusable_tasks_are_refused_by_name(cache, raw):
-    with pytest.raises(UserError, match=r"task\.name='banking'.*use banking77"):
+    with pytest.raises(UserError, match=r"task\.name='banking'.*use addsub, .*banking77"):
         load_task("banking")
     with pytest.raises(UserError, match=r"task\.data_dir='.*/nowhere'.*expected a folder with train\.csv, test\.csv"):
         load_task("banking77", raw / "nowhere")

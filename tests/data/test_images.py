@@ -255,7 +255,7 @@ def test_other_folders_are_refused_by_name(folder, change, complaint):
 
 def test_few_images_and_no_folder_are_refused(folder):
     write_classes(folder, {"cat": 2, "dog": 2})
-    with pytest.raises(UserError, match="too few rows, the validation split has no example"):
+    with pytest.raises(UserError, match="too few rows, the test split has no example"):
         load_task("images", folder)
     with pytest.raises(UserError, match=r"task=images: needs task\.data_dir"):
         load_task("images")

@@ -7,7 +7,7 @@ from lora_jax.data.tasks.banking77 import load as load_banking77
 from lora_jax.data.unlabelled import UnlabelledTexts
 
 
-def load(data_dir: Path | None = None) -> TaskData:
+def load(data_dir: Path | None = None) -> TaskData[UnlabelledTexts]:
     """Reads what `banking77` reads, in the same splits, and drops the labels."""
     splits = load_banking77(data_dir).splits
     return TaskData((), {name: UnlabelledTexts(split.texts) for name, split in splits.items()})

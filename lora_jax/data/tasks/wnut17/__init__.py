@@ -16,7 +16,7 @@ FILES = (
 )
 
 
-def load(data_dir: Path | None = None) -> TaskData:
+def load(data_dir: Path | None = None) -> TaskData[TaggedWords]:
     """Reads the FILES in `data_dir`, or else downloads them: 3,394 / 1,009 / 1,287 sentences.
 
     Raises UserError if the files are not there, are malformed, or cannot be downloaded.
