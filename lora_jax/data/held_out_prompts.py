@@ -1,7 +1,5 @@
 """Cuts a validation split from the training prompts of generation tasks without one."""
 
-import hashlib
-import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,7 +16,6 @@ def cut_prompts(examples: Sequence[Example]) -> tuple[list[Example], list[Exampl
     The validation split has a tenth of the distinct prompts, but at most MOST: those with the smallest SHA-256, in the
     normal form of `held_out`. So no prompt is on both sides.
     """
-    tenth = validation_texts((example["prompt"], "") for example in examples)
-    held_out = set(heapq.nsmallest(MOST, tenth, key=lambda text: hashlib.sha256(text.encode()).digest()))
+    held_out = validation_texts({(normalise(example["prompt"]), "") for example in examples}, at_most=MOST)
     train = [example for example in examples if normalise(example["prompt"]) not in held_out]
     return train, [example for example in examples if normalise(example["prompt"]) in held_out]

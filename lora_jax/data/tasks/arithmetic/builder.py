@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from lora_jax.data.folder_builder import FolderBuilder
 from lora_jax.data.held_out_prompts import cut_prompts
 from lora_jax.data.instructions import Instruction, read_instructions
+from lora_jax.metrics.answers import extract_number
 
 TRAIN = "math_data.json"
 LETTERS = ("A", "B", "C", "D", "E")
@@ -110,12 +111,6 @@ def problem_key(text: str) -> str:
     return re.sub(r"[^a-z#]+", "", re.sub(r"\d+(?:[.,]\d+)*", "#", text.lower()))
 
 
-def last_number(text: str) -> float | None:
-    """Returns the last number of a text, as LLM-Adapters' ``evaluate.py`` reads an answer; None if there is none."""
-    numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
-    return float(numbers[-1]) if numbers else None
-
-
 def _prompt(row: Instruction) -> str:
     return row.instruction.strip()
 
@@ -136,7 +131,7 @@ def _written(number: float) -> str:
 
 def _is_right(row: Instruction) -> bool:
     """Returns whether the solution, which a model wrote, ends with the right number, within LLM-Adapters' 0.001."""
-    found, expected = last_number(row.output), _number(row)
+    found, expected = extract_number(row.output), _number(row)
     return found is not None and abs(found - expected) <= 1e-3
 
 
