@@ -128,6 +128,7 @@ class TaskConfig(Settings):
     label: Text | None = Field(None, description="the column of classes, numbers or texts to generate")
     messages: Text | None = Field(None, description="the column of conversations, for chats")
     id: Text | None = Field(None, description="a column whose values must be unique in all files")
+    packing: bool = Field(False, description="whether short texts share rows of the longest bucket in training")
     steps: Count = Field(description="optimizer steps when neither steps nor epochs is given")
     eval_examples: Count | None = Field(None, description="the most examples to validate and test on; null: all")
     metrics: tuple[Text, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,11 +14,12 @@ from lora_jax.data.chats import Chats, make_chat_prompts, tokenize_chats
 from lora_jax.data.examples import Examples, Split
 from lora_jax.data.images import EncodedImages, Images
 from lora_jax.data.masking import MaskedTexts, Vocabulary
+from lora_jax.data.packing import pack
 from lora_jax.data.prompts import Prompts, make_prompts
 from lora_jax.data.sentence_pairs import RetrievalSplit, tokenize_documents, tokenize_tuples
 from lora_jax.data.tagged_words import TaggedWords
 from lora_jax.data.task import Task, TaskData
-from lora_jax.data.tokens import tokenize, tokenize_for_generation, tokenize_unlabelled, tokenize_words
+from lora_jax.data.tokens import Encoded, tokenize, tokenize_for_generation, tokenize_unlabelled, tokenize_words
 from lora_jax.data.unlabelled import UnlabelledTexts
 from lora_jax.errors import UserError
 
@@ -38,6 +39,7 @@ class TaskTokens:
       encoded: the same, encoded.
       buckets: padded lengths that suit the data, for runs that name none.
       prompts: the prompts to generate from, if the task generates texts.
+      packed: the examples to train on, several in a row, if ``task.packing`` asks for it.
       retrieval: the splits that are scored by retrieval, if the task has any.
     """
 
@@ -46,11 +48,15 @@ class TaskTokens:
     encoded: Mapping[str, EncodedSplit]
     buckets: tuple[int, ...]
     prompts: Prompts | None = None
+    packed: Encoded | None = None
     retrieval: Mapping[str, RetrievalSplit] = field(default_factory=dict)
 
     def train_batches(self, run: RunConfig, seeds: tuple[int, ...]) -> TrainBatches:
         """Returns the training batches of runs like `run` with these seeds."""
-        return TrainBatches(self.encoded["train"], batch=run.batch, buckets=self.buckets_of(run), seeds=seeds)
+        buckets = self.buckets_of(run)
+        if self.packed is not None:
+            return TrainBatches(self.packed, batch=run.batch, buckets=buckets[-1:], seeds=seeds)
+        return TrainBatches(self.encoded["train"], batch=run.batch, buckets=buckets, seeds=seeds)
 
     def eval_batches(self, run: RunConfig, split: str) -> EvalBatches:
         """Returns the batches in which a split is scored."""
@@ -93,7 +99,13 @@ def encode_task(task: Task, data: TaskData[Any], base: "Base", config: TaskConfi
     """
     positions = getattr(getattr(base.model.backbone, "config", None), "max_tokens", None) or config.max_length
     longest = max(config.buckets) if config.buckets else min(config.max_length, positions)
-    return ENCODERS[task.objective](data, base, Limits(longest, config.eval_examples, config.augment or ()))
+    tokens = ENCODERS[task.objective](data, base, Limits(longest, config.eval_examples, config.augment or ()))
+    if not config.packing:
+        return tokens
+    train: Any = tokens.encoded["train"]
+    if task.objective not in PACKABLE:
+        raise UserError(f"task.packing=true: must be false for task={task.name}, which does not generate texts")
+    return replace(tokens, packed=pack(train, (config.buckets or tokens.buckets)[-1]))
 
 
 def encode_labelled(data: TaskData[Examples], base: "Base", limits: Limits) -> TaskTokens:
@@ -176,6 +188,8 @@ def encode_masked(data: TaskData[UnlabelledTexts], base: "Base", limits: Limits)
     }
     return TaskTokens(data, scored, encoded, suitable_buckets(encoded))
 
+
+PACKABLE = ("generation", "chat")  # objectives whose models read segments
 
 # By objective.
 ENCODERS: dict[str, Callable[[TaskData[Any], "Base", Limits], TaskTokens]] = {

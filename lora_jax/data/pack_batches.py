@@ -46,12 +46,13 @@ class PackBatches:
     def _join(self, batches: Sequence[Batch]) -> Batch:
         if len(batches) == 1:
             return batches[0]
-        if any(batch.types is not None for batch in batches):
-            # Without types, all tokens are of type 0.
-            batches = [
-                batch if batch.types is not None else batch._replace(types=np.zeros_like(batch.tokens))
-                for batch in batches
-            ]
+        # Without types all tokens are of type 0, and without segments they are of one sequence.
+        for name in ("types", "segments"):
+            if any(getattr(batch, name) is not None for batch in batches):
+                batches = [
+                    batch if getattr(batch, name) is not None else batch._replace(**{name: np.zeros_like(batch.tokens)})
+                    for batch in batches
+                ]
         # The places of a batch that all of them leave empty stay empty.
         fields: Any = [
             None if parts[0] is None else np.concatenate(parts)[self._order] for parts in zip(*batches, strict=True)

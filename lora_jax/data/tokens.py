@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     # A class or a value for each example, or a class for each token.
     labels: Int32[np.ndarray, "*batch"] | Float32[np.ndarray, "*batch"] | Int32[np.ndarray, "*batch seq"]
     types: Int32[np.ndarray, "*batch seq"] | None = None  # which text of a pair a token belongs to: 0 or 1
+    segments: Int32[np.ndarray, "*batch seq"] | None = None  # which sequence of a packed row it belongs to, from 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ class Encoded:
     max_length: int
     by_token: bool = False
     types: Int32[np.ndarray, " tokens"] | None = None
+    segments: Int32[np.ndarray, " tokens"] | None = None  # where several sequences are packed into an example
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -88,6 +90,7 @@ class Encoded:
             mask=mask,
             labels=pad(self.labels, IGNORED) if self.by_token else self.labels[examples],
             types=None if self.types is None else pad(self.types, 0),
+            segments=None if self.segments is None else pad(self.segments, 0),
         )
 
 

@@ -6,7 +6,10 @@ from typing import Any
 
 _COLUMNS = ("task.kind", "task.text", "task.pair", "task.label", "task.messages", "task.id")
 _DATA = ("task.name", "task.data_dir", "data_root", *_COLUMNS)
-_ENCODING = ("task.eval_examples",)
+_ENCODING = ("task.eval_examples", "task.augment")
+    "task.eval_examples",
+    "task.packing",
+)
 _BASE = ("model.source", "model.family", "model.pool", "dtype", "base_storage")
 
 
@@ -27,7 +30,9 @@ def inputs_key(config: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
       config: the field ``config`` of a run.json. A setting that it lacks counts as null.
     """
-    return (*data_key(config), _longest(config), *(_text(config, path) for path in _ENCODING), *base_key(config))
+    encoding = [_text(config, path) for path in _ENCODING]
+    packing = str(bool(_value(config, "task.packing")))  # records of before it existed lack it
+    return (*data_key(config), _longest(config), *encoding, packing, *base_key(config))
 
 
 def base_key(config: Mapping[str, Any]) -> tuple[str, ...]:

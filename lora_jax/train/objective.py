@@ -157,11 +157,12 @@ class Generation:
         self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
     ) -> Likelihoods:
         labels = jnp.asarray(batch.labels)
-        # The prompt's last token has the first label.
-        prompt_end = jnp.argmax(labels != IGNORED, axis=-1) + 1
-        hidden = model.backbone(
-            batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key, prompt_end=prompt_end
-        )
+        if batch.segments is None:
+            # The prompt's last token has the first label.
+            more = {"prompt_end": jnp.argmax(labels != IGNORED, axis=-1) + 1}
+        else:
+            more = {"segments": jnp.asarray(batch.segments)}
+        hidden = model.backbone(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key, **more)
         return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, labels))
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
