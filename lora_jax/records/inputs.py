@@ -7,9 +7,6 @@ from typing import Any
 _COLUMNS = ("task.kind", "task.text", "task.pair", "task.label", "task.messages", "task.id")
 _DATA = ("task.name", "task.data_dir", "data_root", *_COLUMNS)
 _ENCODING = ("task.eval_examples", "task.augment")
-    "task.eval_examples",
-    "task.packing",
-)
 _BASE = ("model.source", "model.family", "model.pool", "dtype", "base_storage")
 
 
