@@ -71,7 +71,9 @@ class Layerwise(Method):
             factor = constants[path].factor if path in constants else jnp.ones((), value.dtype)
             return factor.reshape(factor.shape + (1,) * (value.ndim - factor.ndim))
 
-        return {path: Replacement(broadcast(path, trained.value)) for path, trained in params.items()}
+        return {
+            path: dataclasses.replace(trained, value=broadcast(path, trained.value)) for path, trained in params.items()
+        }
 
     def flops_per_token(self, kernels: int, params: Any) -> float:
         """Returns 6 per weight: the gradients of frozen layers are computed too, and dropped."""

@@ -28,6 +28,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_a_sweep_on_a_folder_of_images(command, tiny_vit, photos, tmp_path):
     image_task = ("model=vit_b16", f"model.source={tiny_vit}", "task=images", f"task.data_dir={photos}")

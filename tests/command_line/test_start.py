@@ -64,6 +64,7 @@ def test_what_cannot_be_gone_on_from_is_refused_before_training(command: Command
     assert not list((tmp_path / "sweep").glob("*/summary.json"))
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_beside_it_starts_from_the_base(command: CommandLine, mrpc, trained, tmp_path):
     settings = ["task=mrpc", f"task.data_dir={mrpc}", "rank=2", f'base="{trained}"', "steps=2"]
     done = command.sweep(tmp_path / "sweep", *settings)

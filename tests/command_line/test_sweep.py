@@ -46,7 +46,7 @@ def test_layout_of_a_sweeps_folder(swept):
     assert not list(sweep.glob("checkpoints/*"))
     for name in ("rank=4", "rank=8", "method=full"):
         assert {path.name for path in (sweep / name).iterdir()} == {
-            *(".hydra", "run.json", "metrics.jsonl", "summary.json", "adapter")
+            *(".hydra", "run.json", "metrics.jsonl", "summary.json", "outcomes.npz", "adapter")
         }
         assert {path.name for path in (sweep / name / "adapter").iterdir()} == {"adapter.json", "delta.safetensors"}
     assert {"index.html", "table.md", "table.csv"} < {path.name for path in (sweep / "report").iterdir()}

@@ -169,6 +169,7 @@ def test_a_test_split_without_such_categories_is_refused(tmp_path):
         load_task("webnlg_unseen", folder)
 
 
+@pytest.mark.slow
 def test_settings_of_the_unseen_categories_compose(command: CommandLine, tiny_decoder, tmp_path):
     folder = write(tmp_path / "raw")
     asked = ["model=smollm2_135m", f"model.source={tiny_decoder}", "task=webnlg_unseen", f"task.data_dir={folder}"]

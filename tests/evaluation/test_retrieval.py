@@ -127,6 +127,7 @@ def test_a_sweep_of_retrieval_from_the_command_line(command: CommandLine, tmp_pa
         assert summary["tokens"] > 4 * 8 * 2 * 5  # of both texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["stsb_embedding", "nli_triplets"])
 def test_pairs_and_triplets_from_the_command_line(command: CommandLine, tmp_path, task):
     if task == "stsb_embedding":

@@ -94,7 +94,7 @@ def test_a_run_trains_and_is_scored_as_it_is_alone(setups, runs):
     with jax.enable_x64(True):
         together, losses = trained(setups, runs)
         packed = scores(together)
-        for i, run in enumerate(runs[:3]):
+        for i, run in enumerate(runs[:2]):
             alone, expected = trained(setups, [run])
             np.testing.assert_allclose(losses[:, i], expected[:, 0], rtol=1e-9)
             params = unstack_run(together.state.params, i, together.inits[i].params)

@@ -86,7 +86,7 @@ def test_the_evaluator_scores_every_text_as_the_model_does_alone(trained):
     programs = {key: lower().compile() for key, lower in evaluator.lower(pack.state.params, pack.constants).items()}
     setup = pack.setups[0]
     encoded, objective = setup.tokens.encoded["test"], OBJECTIVES[setup.task.objective]
-    assert len({key[0][0][1] for key in programs}) > 1  # texts are padded to several lengths
+    assert len({key[1][0][1] for key in programs}) > 1  # texts are padded to several lengths
     logits_of = jax.jit(functools.partial(call, options=compute_options(pack.program)))
     for i, found in enumerate(evaluator.evaluate("test", programs, pack.state.params, pack.constants)):
         params, constants = (
