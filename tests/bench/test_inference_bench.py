@@ -25,6 +25,7 @@ def measured(tiny_model, tmp_path):
     return measured
 
 
+@pytest.mark.slow
 def test_each_method_is_measured_and_merges_where_it_can(measured):
     figures, page = measured("lora", "lora method.dora=true", "adapter_h", "prompt")
     assert {name: figure["merges"] for name, figure in figures.items()} == {

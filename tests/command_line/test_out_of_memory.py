@@ -63,6 +63,7 @@ def test_a_pack_is_halved_and_continues(command: CommandLine, swept, tmp_path, m
     assert not list((tmp_path / "sweep").glob("checkpoints/*"))
 
 
+@pytest.mark.slow
 def test_a_single_run_out_of_memory_fails(command: CommandLine, tmp_path):
     code = out_of_memory_at_step(1).replace("== 2", "== 1")
     done = command.after(code, "sweep", "rank=4", "baseline=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")

@@ -154,6 +154,7 @@ def test_a_model_without_a_template_is_refused(tiny_decoder):
         encode_task(find_task(config), data_of(chat("Hi", "Hello")), base, config)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_learns_to_answer(command: CommandLine, chatty, tmp_path):
     """Two ranks and full fine-tuning; what they answer is left in the folders."""
     lines = [{"id": i, "talk": [m._asdict() for m in chat(f"Say {i}", "ok", "Again", "ok")]} for i in range(40)]

@@ -122,7 +122,7 @@ def test_the_loss_is_on_the_reference_alone(tokenizer):
     encoded = tokenize_for_generation(Examples(["ab", "abcdef"], ["xyz", "qzz"]), tokenizer, 256, 8)
     ids = {letter: tokenizer.token_to_id(letter) for letter in "abcdefxyzq\u010a"}  # Ċ is a byte-level newline
     a, b, x, y, z, end = ids["a"], ids["b"], ids["x"], ids["y"], ids["z"], 256
-    tokens, mask, labels, _ = encoded.padded(np.array([0, 1]), 8, 0)
+    tokens, mask, labels, *_ = encoded.padded(np.array([0, 1]), 8, 0)
     assert tokens[0].tolist() == [a, b, ids["\u010a"], x, y, z, 0, 0]
     assert labels[0].tolist() == [IGNORED, IGNORED, x, y, z, end, IGNORED, IGNORED]
     # Seven tokens of text and newline leave room for one of the reference; what it is followed by is cut.

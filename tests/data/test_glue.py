@@ -205,6 +205,7 @@ def test_a_validation_split_has_at_most_2000_rows_and_keeps_the_shares_of_the_cl
     assert np.mean([label == "yes" for _, label in valid]) == pytest.approx(1 / 3, abs=0.03)
 
 
+@pytest.mark.slow
 def test_matthews_correlation_selects_and_heads_the_table(command: CommandLine, tmp_path):
     train = [(f"A {i} dog sleeps." if i % 2 else f"Sleeps {i} a dog the.", str(i % 2)) for i in range(200)]
     folder = write_glue("cola", tmp_path / "raw", train, train[:10])

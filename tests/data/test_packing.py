@@ -91,6 +91,7 @@ def test_a_batch_counts_rows(encoded):
     assert (batch.segments > 0).sum() == batch.mask.sum()
 
 
+@pytest.mark.slow
 def test_a_sweep_with_packing(command: CommandLine, tiny_decoder, tmp_path):
     lines = [f'{{"question": "What is {i}?", "answer": "{i} #### {i}"}}' for i in range(60)]
     for name in ("train", "test"):

@@ -17,15 +17,16 @@ ALWAYS = ("bert",)  # the families of every run of the tests; the others are slo
 DISTINCT = ("bert", "deberta", "vit", "gpt2", "gpt_neox", "llama", "gemma3")
 
 
-def grid(*dtypes: str, families=tuple(CONFIGS)):
+def grid(*dtypes: str, families=tuple(CONFIGS), always=tuple(CASES)):
     """Parametrizes a test over cases, their families that are not refused, and dtypes.
 
-    In float32 it has all families, in other dtypes those whose blocks differ.
+    In float32 it has all families, in other dtypes those whose blocks differ. What is neither a family of ALWAYS nor a
+    case of `always` is slow.
     """
     return pytest.mark.parametrize(
         "name, family, dtype",
         [
-            pytest.param(name, family, dtype, marks=[] if family in ALWAYS else [pytest.mark.slow])
+            pytest.param(name, family, dtype, marks=[] if family in ALWAYS and name in always else [pytest.mark.slow])
             for name, case in CASES.items()
             for family in families
             if family in case.families and family not in case.refused

@@ -41,6 +41,7 @@ def test_at_the_start_the_model_is_the_base_with_a_fresh_head(base, configure):
             np.testing.assert_array_equal(parameters(model)[path], value, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_is_the_run_alone_in_float64(base, pack_of, configure):
     runs = [configure("bitfit", **run, steps=STEPS, batch=8, dtype="float64") for run in RUNS]
     assert_packed_equals_alone(base, pack_of, runs, steps=STEPS)

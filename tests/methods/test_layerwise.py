@@ -46,6 +46,7 @@ def test_a_multiplier_of_0_freezes(base, configure, pack_of):
             assert path.endswith("k/bias") or (np.asarray(trained[path].value[1:]) != np.asarray(value[1:])).any(), path
 
 
+@pytest.mark.slow
 def test_equal_multipliers_are_full_fine_tuning(base, configure, pack_of):
     shared = {"batch": 8, "steps": 5, "lr": 1e-3}
     layerwise = pack_of(base, [configure("layerwise", method__decay=1.0, **shared)]).train(base, 5)

@@ -107,6 +107,7 @@ def test_factor_dropout_masks_inputs_and_outputs_alike_for_all_tokens():
     assert (other.a != masked.a).any()
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_the_mean_over_masks_and_always_the_same(base, configure, pack_of):
     runs = [configure(rank=4, batch=8, method__factor_dropout=0.4, method__ensemble=size) for size in (1, 3)]
     pack = pack_of(base, runs[1:])

@@ -13,7 +13,10 @@ from lora_jax.models.options import ComputeOptions
 from lora_jax.train.pack import align
 
 
-@grid("float64")
+# What is padded, and how, does not depend on the family: an encoder, a decoder and images will do.
+@grid(
+    "float64", families=("bert", "llama", "vit"), always=("lora", "lora, DoRA", "full", "adapter_h", "prefix", "prompt")
+)
 def test_gradients_in_a_pack_are_those_of_the_run_alone(name, family, dtype, configure):
     with jax.enable_x64(True):
         base = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), model_of(family))

@@ -63,6 +63,7 @@ def test_an_embedding_counts_its_parameters_and_has_no_dropout(base, configure):
         Lora().validate(base, configure(rank=3, targets="re:embed/type"))
 
 
+@pytest.mark.slow
 def test_packed_runs_train_as_each_does_alone(base, configure, pack_of):
     wide = {"batch": 8, "steps": 20, "lr": 5e-3}
     runs = [

@@ -264,6 +264,7 @@ def test_a_quantised_decoder_generates_what_the_dequantised_one_does(kind):
     assert len(np.unique(texts[0])) > 2
 
 
+@pytest.mark.slow
 def test_packed_equals_alone_on_an_nf4_base(base, pack_of, configure):
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), base)

@@ -57,6 +57,7 @@ def test_remat_changes_no_number(name):
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(results["none"]))
 
 
+@pytest.mark.slow
 def test_remat_takes_less_memory_and_dots_recomputes_no_linear_layer():
     config = llama.LlamaConfig(31, 64, 128, 4, 4, num_key_value_heads=2)
     model = random(jax.eval_shape(lambda: CausalLM(llama.Llama(config))), 0)

@@ -60,6 +60,7 @@ def compare(base, pack_of, runs, options=None):
     return results
 
 
+@pytest.mark.slow
 def test_a_run_in_a_pack_equals_the_run_alone_in_float64_with_dropout(base, pack_of, configure):
     with jax.enable_x64(True):
         base_float64 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), base)
