@@ -102,6 +102,7 @@ def test_a_task_without_documents_is_refused(pack, base):
 # ---- from the command line
 
 
+@pytest.mark.slow
 def test_a_sweep_of_retrieval_from_the_command_line(command: CommandLine, tmp_path):
     intents = ["fees", "lost", "rate"]
     folder = tmp_path / "raw"

@@ -54,6 +54,7 @@ def test_equal_multipliers_are_full_fine_tuning(base, configure, pack_of):
     np.testing.assert_allclose(layerwise.metrics.loss, full.metrics.loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_norm_that_clips_gradients_leaves_out_what_is_frozen(base, configure, pack_of):
     shared = {"batch": 8, "steps": 1}
     frozen = configure("layerwise", method__multipliers=(0, 0, 0), method__embeddings=0, **shared)
