@@ -3,13 +3,16 @@
 import collections
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 AT_MOST = 2_000  # rows of a validation split
 
+MOST_PROMPTS = 500  # of a validation split of texts to generate, which takes longer to score
+
 # One text or two, and the label.
 Labelled = TypeVar("Labelled", bound=tuple[str, ...])
+Example = TypeVar("Example", bound=Mapping[str, Any])
 
 
 def normalise(*texts: str) -> str:
@@ -53,6 +56,16 @@ def cut_validation(
     held_out = validation_texts(rows, stratum)
     train = [row for row in rows if normalise(*row[:-1]) not in held_out]
     return train, [row for row in rows if normalise(*row[:-1]) in held_out]
+
+
+def cut_prompts(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Returns the examples of generated texts to train on and those of the validation split, by their ``prompt``.
+
+    The validation split has a tenth of the distinct prompts, but at most MOST_PROMPTS, so no prompt is on both sides.
+    """
+    held_out = validation_texts({(normalise(example["prompt"]), "") for example in examples}, at_most=MOST_PROMPTS)
+    train = [example for example in examples if normalise(example["prompt"]) not in held_out]
+    return train, [example for example in examples if normalise(example["prompt"]) in held_out]
 
 
 def by_hash(texts: Iterable[str]) -> list[str]:

@@ -16,8 +16,6 @@ from lora_jax.data.prepared import SPLITS
 from lora_jax.data.task import TaskData
 
 if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
     from lora_jax.data.folder_builder import FolderBuilder
 
 AT_MOST = 5_000  # images of a split that is cut
@@ -78,7 +76,7 @@ def file_record(
     return Record(label, lambda: hashlib.sha256(read()).hexdigest(), lambda: convert(decode(read(), where), where))
 
 
-def features(shape: tuple[int, int, int], names: Sequence[str]) -> "tfds.features.FeaturesDict":
+def image_features(shape: tuple[int, int, int], names: Sequence[str]) -> dict[str, Any]:
     """Returns the features of images of this shape, ``(height, width, channels)``, with classes of these names.
 
     TFDS's own feature of images needs TensorFlow to write one.
@@ -86,7 +84,7 @@ def features(shape: tuple[int, int, int], names: Sequence[str]) -> "tfds.feature
     import tensorflow_datasets as tfds
 
     image = tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes")
-    return tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(names=names)})
+    return {"image": image, "label": tfds.features.ClassLabel(names=names)}
 
 
 def cut(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -105,7 +103,7 @@ def cut(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 
 
 def read_images(builder: "FolderBuilder") -> TaskData[Images]:
-    """Reads every split of a prepared builder with `features`."""
+    """Reads every split of a prepared builder with `image_features`."""
     names, shape = builder.info.features["label"].names, builder.info.features["image"].shape
     splits = {}
     for name, source in _sources(builder).items():

@@ -93,7 +93,7 @@ def _read_labelled(
 
 
 def read_texts(builder: "FolderBuilder") -> TaskData:
-    """Reads every split of a prepared generation task, whose features are a ``prompt`` and a ``reference``."""
+    """Reads every split of a prepared generation task, of a `PromptBuilder` or a `ChoiceBuilder`."""
     return TaskData((), {name: text_examples(rows) for name, rows in read_splits(builder).items()})
 
 
@@ -102,8 +102,13 @@ def text_examples(rows: Sequence[Mapping[str, Any]]) -> Examples:
 
     A prompt's references follow one another: TFDS has shuffled the records. Otherwise the order is kept.
     """
-    references: dict[str, list[str]] = {}
+    by_prompt: dict[bytes, list[Mapping[str, Any]]] = {}
     for row in rows:
-        references.setdefault(row["prompt"].decode(), []).append(row["reference"].decode())
-    pairs = [(prompt, reference) for prompt, texts in references.items() for reference in texts]
-    return Examples([prompt for prompt, _ in pairs], [reference for _, reference in pairs])
+        by_prompt.setdefault(row["prompt"], []).append(row)
+    ordered = [row for same in by_prompt.values() for row in same]
+    choices = [tuple(choice.decode() for choice in row["choices"]) for row in ordered if "choices" in row]
+    return Examples(
+        [row["prompt"].decode() for row in ordered],
+        [row["reference"].decode() for row in ordered],
+        choices=choices or None,
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_jax.data.held_out_prompts import MOST, cut_prompts
+from lora_jax.data.held_out import MOST_PROMPTS, cut_prompts
 from lora_jax.data.tasks import TASKS, load_task
 from lora_jax.errors import UserError
 
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_list_of_records_is_refused(content, message, tmp_path
 def test_at_most_500_prompts_validate_whatever_their_order():
     examples = [{"prompt": f"Question {i}"} for i in range(6_000)]
     train, validation = cut_prompts([*examples, {"prompt": "question  7"}])
-    assert MOST == len({row["prompt"].lower() for row in validation if row["prompt"] != "question  7"}) == 500
+    assert MOST_PROMPTS == len({row["prompt"].lower() for row in validation if row["prompt"] != "question  7"}) == 500
     assert len(train) + len(validation) == 6_001
     assert sorted(row["prompt"] for row in cut_prompts(examples[::-1])[1]) == sorted(
         row["prompt"] for row in validation if row["prompt"] != "question  7"

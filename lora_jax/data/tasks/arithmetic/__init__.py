@@ -6,9 +6,8 @@ Its training file consists of four fifths of the test problems. What this packag
 import functools
 from pathlib import Path
 
-from lora_jax.data.examples import Examples
 from lora_jax.data.instructions import URL
-from lora_jax.data.prepared import open_builder, read_splits
+from lora_jax.data.prepared import open_builder, read_texts
 from lora_jax.data.raw import RawFile, raw_folder
 from lora_jax.data.task import Task, TaskData
 
@@ -27,12 +26,7 @@ def load_numbers(test: RawFile, name: str, data_dir: Path | None = None) -> Task
     from lora_jax.data.tasks.arithmetic.builder import NUMBERS
 
     folder = raw_folder(name, data_dir, (TRAIN, test))
-    builder = open_builder(NUMBERS[test.name], folder, (TRAIN.name, test.name))
-    splits = {
-        split: Examples([row["prompt"].decode() for row in rows], [row["reference"].decode() for row in rows])
-        for split, rows in read_splits(builder).items()
-    }
-    return TaskData((), splits)
+    return read_texts(open_builder(NUMBERS[test.name], folder, (TRAIN.name, test.name)))
 
 
 def load_aqua(test: RawFile, data_dir: Path | None = None) -> TaskData:
@@ -45,15 +39,7 @@ def load_aqua(test: RawFile, data_dir: Path | None = None) -> TaskData:
     from lora_jax.data.tasks.arithmetic.builder import Aqua
 
     folder = raw_folder("aqua", data_dir, (TRAIN, test))
-    splits = {
-        split: Examples(
-            [row["prompt"].decode() for row in rows],
-            [row["reference"].decode() for row in rows],
-            choices=[tuple(choice.decode() for choice in row["choices"]) for row in rows],
-        )
-        for split, rows in read_splits(open_builder(Aqua, folder, (TRAIN.name, test.name))).items()
-    }
-    return TaskData((), splits)
+    return read_texts(open_builder(Aqua, folder, (TRAIN.name, test.name)))
 
 
 def _numbers(name: str, folder: str, sha256: str) -> Task:

@@ -4,10 +4,8 @@ import math
 import re
 from typing import Any, ClassVar
 
-import tensorflow_datasets as tfds
-
-from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.data.held_out_prompts import cut_prompts
+from lora_jax.data.folder_builder import ChoiceBuilder, PromptBuilder
+from lora_jax.data.held_out import cut_prompts
 from lora_jax.data.instructions import Instruction, read_instructions
 from lora_jax.metrics.answers import extract_number
 
@@ -20,22 +18,14 @@ HOMEPAGE = "https://github.com/AGI-Edgerunners/LLM-Adapters"
 LICENSE = "ODC-By 1.0 and the licences of the sets"
 
 
-class Numbers(FolderBuilder):
-    """Reads math_data.json and TEST in `folder`; the network is not used. The answers are numbers."""
+class Numbers(PromptBuilder):
+    """Reads math_data.json and `test` in `folder`; the network is not used. The answers are numbers."""
 
-    TEST: ClassVar[str]
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"prompt": tfds.features.Text(), "reference": tfds.features.Text()}),
-            supervised_keys=("prompt", "reference"),
-            homepage=HOMEPAGE,
-            license=LICENSE,
-        )
+    homepage, license = HOMEPAGE, LICENSE
+    test: ClassVar[str]
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
-        problems = read_instructions(self.folder / self.TEST)
+        problems = read_instructions(self.folder / self.test)
         test = [{"prompt": _prompt(row), "reference": f"The answer is {_written(_number(row))}."} for row in problems]
         tested = {problem_key(row.instruction) for row in problems}
         train, validation = cut_prompts(
@@ -48,51 +38,21 @@ class Numbers(FolderBuilder):
         return {"train": train, "validation": validation, "test": test}
 
 
-class Svamp(Numbers):
-    """SVAMP."""
-
-    TEST = "SVAMP/test.json"
-
-
-class AddSub(Numbers):
-    """AddSub."""
-
-    TEST = "AddSub/test.json"
-
-
-class MultiArith(Numbers):
-    """MultiArith."""
-
-    TEST = "MultiArith/test.json"
+NUMBERS: dict[str, type[Numbers]] = {
+    test: Numbers.named(name, test=test)
+    for name, test in (
+        ("svamp", "SVAMP/test.json"),
+        ("add_sub", "AddSub/test.json"),
+        ("multi_arith", "MultiArith/test.json"),
+        ("single_eq", "SingleEq/test.json"),
+    )
+}
 
 
-class SingleEq(Numbers):
-    """SingleEq."""
-
-    TEST = "SingleEq/test.json"
-
-
-NUMBERS: dict[str, type[Numbers]] = {kind.TEST: kind for kind in (Svamp, AddSub, MultiArith, SingleEq)}
-
-
-class Aqua(FolderBuilder):
+class Aqua(ChoiceBuilder):
     """Reads math_data.json and AQuA/test.json in `folder`; the network is not used. The answers are letters."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "prompt": tfds.features.Text(),
-                    "reference": tfds.features.Text(),
-                    "choices": tfds.features.Sequence(tfds.features.Text()),
-                }
-            ),
-            supervised_keys=("prompt", "reference"),
-            homepage=HOMEPAGE,
-            license=LICENSE,
-        )
+    homepage, license = HOMEPAGE, LICENSE
 
     def splits(self) -> dict[str, list[dict[str, Any]]]:
         problems = [row for row in read_instructions(self.folder / TRAIN) if row.answer in LETTERS]

@@ -10,18 +10,12 @@ from lora_jax.data.tables import read_csv, read_labels
 class Banking77(FolderBuilder):
     """Reads train.csv, test.csv and categories.json in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    homepage = "https://github.com/PolyAI-LDN/task-specific-datasets"
+    license = "CC BY 4.0, PolyAI"
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
         names = read_labels(self.folder / "categories.json")
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=names)}
-            ),
-            supervised_keys=("text", "label"),
-            homepage="https://github.com/PolyAI-LDN/task-specific-datasets",
-            license="CC BY 4.0, PolyAI",
-        )
+        return {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=names)}
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         train, validation = cut_validation(self._rows("train.csv"))

@@ -13,7 +13,7 @@ from PIL import Image
 from lora_jax.data.archive import tar_files
 from lora_jax.data.bounded import read_bytes
 from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.data.image_builder import Decoded, Record, array_record, cut, features, file_record
+from lora_jax.data.image_builder import Decoded, Record, array_record, cut, file_record, image_features
 from lora_jax.data.tasks.cifar10 import LARGEST, TEST, TRAIN
 from lora_jax.errors import UserError
 
@@ -27,15 +27,11 @@ MEMBERS = 100_000  # of an archive of JPEG files
 class Cifar10(FolderBuilder):
     """Reads data_batch_1.bin to data_batch_5.bin and test_batch.bin in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    homepage = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    license = "none stated"
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=features(SHAPE, LABELS),
-            supervised_keys=("image", "label"),
-            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-            license="none stated",
-        )
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return image_features(SHAPE, LABELS)
 
     def splits(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         train, validation = cut(self._records(TRAIN))
@@ -48,8 +44,6 @@ class Cifar10(FolderBuilder):
 
 class Cifar10Jpeg(Cifar10):
     """Reads train.tar.gz and test.tar.gz in `folder`, with a JPEG file for each image; the network is not used."""
-
-    VERSION = tfds.core.Version("1.0.0")
 
     def splits(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         train, validation = cut(list(read_jpeg(self.folder / "train.tar.gz")))

@@ -4,9 +4,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_jax.data.examples import Examples
 from lora_jax.data.instructions import URL
-from lora_jax.data.prepared import open_builder, read_splits
+from lora_jax.data.prepared import open_builder, read_texts
 from lora_jax.data.raw import RawFile, raw_folder
 from lora_jax.data.task import Task, TaskData
 
@@ -21,16 +20,7 @@ def load(files: Sequence[RawFile], name: str, data_dir: Path | None = None) -> T
     from lora_jax.data.tasks.commonsense.builder import Commonsense
 
     folder = raw_folder(name, data_dir, files)
-    builder = open_builder(Commonsense, folder, [raw.name for raw in files])
-    splits = {
-        split: Examples(
-            [row["prompt"].decode() for row in rows],
-            [row["reference"].decode() for row in rows],
-            choices=[tuple(choice.decode() for choice in row["choices"]) for row in rows],
-        )
-        for split, rows in read_splits(builder).items()
-    }
-    return TaskData((), splits)
+    return read_texts(open_builder(Commonsense, folder, [raw.name for raw in files]))
 
 
 def _task(name: str, folder: str, train: str | None, test: str) -> Task:

@@ -3,33 +3,18 @@
 import re
 from typing import Any
 
-import tensorflow_datasets as tfds
-
-from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.data.held_out_prompts import cut_prompts
+from lora_jax.data.folder_builder import ChoiceBuilder
+from lora_jax.data.held_out import cut_prompts
 from lora_jax.data.instructions import Instruction, read_instructions
 
 FORMAT = re.compile(r"Answer format: *(\w+(?:/\w+)+)\s*\Z")
 
 
-class Commonsense(FolderBuilder):
+class Commonsense(ChoiceBuilder):
     """Reads train.json and test.json in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "prompt": tfds.features.Text(),
-                    "reference": tfds.features.Text(),
-                    "choices": tfds.features.Sequence(tfds.features.Text()),
-                }
-            ),
-            supervised_keys=("prompt", "reference"),
-            homepage="https://github.com/AGI-Edgerunners/LLM-Adapters",
-            license="see the list of data sets",
-        )
+    homepage = "https://github.com/AGI-Edgerunners/LLM-Adapters"
+    license = "see the list of data sets"
 
     def splits(self) -> dict[str, list[dict[str, Any]]]:
         train, validation = cut_prompts(self._examples("train.json"))

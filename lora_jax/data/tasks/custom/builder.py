@@ -11,39 +11,28 @@ from lora_jax.data.tasks.custom.examples import Source, read_examples
 
 def builder_of(data: Source) -> type[FolderBuilder]:
     """Returns the class of the builder of `data`. Its name tells it from those of other files, columns and kinds."""
-
-    class Builder(OwnBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
-        name = f"own_{data.key}"
-        source = data
-
-    return Builder
+    return CustomBuilder.named(f"custom_{data.key}", source=data)
 
 
-class OwnBuilder(FolderBuilder):
+class CustomBuilder(FolderBuilder):
     """Reads the files of `source`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    license = "the user's own data"
+    ordered = True
     source: ClassVar[Source]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(self._features()),
-            license="the user's own data",
-            disable_shuffling=True,
-        )
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         splits, classes = read_examples(self.source)
         if classes:
             self.info.features["label"].names = list(classes)
-        features = list(self._features())
+        features = list(self.features())
         return {
             # Of a conversation, the whole of it alone.
             split: [dict(zip(features, example[-len(features) :], strict=True)) for example in splits[split]]
             for split in ("train", "validation", "test")
         }
 
-    def _features(self) -> dict[str, tfds.features.FeatureConnector]:
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
         text = tfds.features.Text()
         texts = {setting: text for setting in ("text", "pair") if setting in self.source.columns}
         # The names of the classes follow from the training examples. A prepared copy has them in a file.

@@ -1,8 +1,6 @@
 """The TFDS builder of DART. Its description is README.md, which TFDS finds beside this file."""
 
-import tensorflow_datasets as tfds
-
-from lora_jax.data.folder_builder import FolderBuilder
+from lora_jax.data.folder_builder import PromptBuilder
 from lora_jax.data.json_lines import Record, read_json_list
 
 FILES = {
@@ -12,18 +10,11 @@ FILES = {
 }
 
 
-class Dart(FolderBuilder):
+class Dart(PromptBuilder):
     """Reads the files of FILES in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"prompt": tfds.features.Text(), "reference": tfds.features.Text()}),
-            supervised_keys=("prompt", "reference"),
-            homepage="https://github.com/Yale-LILY/dart",
-            license="MIT",
-        )
+    homepage = "https://github.com/Yale-LILY/dart"
+    license = "MIT"
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         return {

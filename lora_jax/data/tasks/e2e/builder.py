@@ -1,26 +1,17 @@
 """The TFDS builder of E2E NLG. Its description is README.md, which TFDS finds beside this file."""
 
-import tensorflow_datasets as tfds
-
-from lora_jax.data.folder_builder import FolderBuilder
+from lora_jax.data.folder_builder import PromptBuilder
 from lora_jax.data.tables import Row, read_csv
 
 # The names of properties in the LoRA paper's code, where they differ from the data's.
 NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 
-class E2eNlg(FolderBuilder):
+class E2eNlg(PromptBuilder):
     """Reads trainset.csv, devset.csv and testset_w_refs.csv in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"prompt": tfds.features.Text(), "reference": tfds.features.Text()}),
-            supervised_keys=("prompt", "reference"),
-            homepage="https://github.com/tuetschek/e2e-dataset",
-            license="CC BY-SA 4.0",
-        )
+    homepage = "https://github.com/tuetschek/e2e-dataset"
+    license = "CC BY-SA 4.0"
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         files = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}

@@ -13,18 +13,12 @@ FILES = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 class Emotion(FolderBuilder):
     """Reads train.txt, val.txt and test.txt in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    homepage = "https://github.com/dair-ai/emotion_dataset"
+    license = "none; for education and research"
+    ordered = True
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=LABELS)}
-            ),
-            supervised_keys=("text", "label"),
-            homepage="https://github.com/dair-ai/emotion_dataset",
-            license="none; for education and research",
-            disable_shuffling=True,
-        )
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=LABELS)}
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         return {split: self._examples(name) for split, name in FILES.items()}

@@ -17,31 +17,22 @@ TEXTS = ("text", "pair")  # the features of one text and of two
 
 
 def builder_of(row: GlueTask) -> type[FolderBuilder]:
-    """Returns the class of the builder of one task. It has a name of its own, as TFDS wants it."""
-
-    class Builder(GlueBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
-        name = f"glue_{row.name}"
-        task = row
-
-    return Builder
+    """Returns the class of the builder of one task."""
+    return GlueBuilder.named(f"glue_{row.name}", task=row, ordered=not row.shuffled)
 
 
 class GlueBuilder(FolderBuilder):
     """Reads the raw files of `task` in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    homepage = "https://gluebenchmark.com"
+    license = "each data set has its own, and some have none; see the description"
     task: ClassVar[GlueTask]
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
         names = [*self.task.labels.values()]
         label = tfds.features.ClassLabel(names=names) if names else tfds.features.Scalar(np.float32)
         texts = {name: tfds.features.Text() for name in TEXTS[: len(self.task.texts)]}
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({**texts, "label": label}),
-            homepage="https://gluebenchmark.com",
-            license="each data set has its own, and some have none; see the description",
-            disable_shuffling=not self.task.shuffled,
-        )
+        return {**texts, "label": label}
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         train, test = self._raw_splits()

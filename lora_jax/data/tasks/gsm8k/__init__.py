@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from lora_jax.data.examples import Examples
-from lora_jax.data.prepared import open_builder, read_splits
+from lora_jax.data.prepared import open_builder, read_texts
 from lora_jax.data.raw import RawFile, raw_folder
 from lora_jax.data.task import Task, TaskData
 
@@ -27,12 +26,7 @@ def load(data_dir: Path | None = None) -> TaskData:
     from lora_jax.data.tasks.gsm8k.builder import Gsm8k
 
     folder = raw_folder("gsm8k", data_dir, FILES)
-    builder = open_builder(Gsm8k, folder, [raw.name for raw in FILES])
-    splits = {
-        name: Examples([row["prompt"].decode() for row in rows], [row["reference"].decode() for row in rows])
-        for name, rows in read_splits(builder).items()
-    }
-    return TaskData((), splits)
+    return read_texts(open_builder(Gsm8k, folder, [raw.name for raw in FILES]))
 
 
 GSM8K = Task(

@@ -2,28 +2,19 @@
 
 import re
 
-import tensorflow_datasets as tfds
-
-from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.data.held_out_prompts import cut_prompts
+from lora_jax.data.folder_builder import PromptBuilder
+from lora_jax.data.held_out import cut_prompts
 from lora_jax.data.json_lines import Record, read_json_lines
 
 # The official rule, extract_answer in grade_school_math/dataset.py.
 ANSWER = re.compile(r"#### -?[0-9.,]+")
 
 
-class Gsm8k(FolderBuilder):
+class Gsm8k(PromptBuilder):
     """Reads train.jsonl and test.jsonl in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"prompt": tfds.features.Text(), "reference": tfds.features.Text()}),
-            supervised_keys=("prompt", "reference"),
-            homepage="https://github.com/openai/grade-school-math",
-            license="MIT",
-        )
+    homepage = "https://github.com/openai/grade-school-math"
+    license = "MIT"
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         train, validation = cut_prompts(self._examples("train.jsonl"))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lora_jax.data.bounded import read_bytes
 from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.data.image_builder import Decoded, Record, cut, features, file_record
+from lora_jax.data.image_builder import Decoded, Record, cut, file_record, image_features
 from lora_jax.data.image_files import squared
 from lora_jax.data.tasks.images.layout import list_images
 
@@ -22,13 +22,9 @@ SIDE = 224  # pixels of an image once it is prepared, as most ViTs read it
 class ImageFolder(FolderBuilder):
     """Reads the images in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
         labels = sorted({path.parent.name for path in list_images(self.folder)["train"]})
-        return self.dataset_info_from_configs(
-            features=features((SIDE, SIDE, 3), labels), supervised_keys=("image", "label")
-        )
+        return image_features((SIDE, SIDE, 3), labels)
 
     def splits(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         parts = {name: list(map(_record, paths)) for name, paths in list_images(self.folder).items()}

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from lora_jax.data.bounded import read_bytes
 from lora_jax.data.folder_builder import FolderBuilder
-from lora_jax.data.image_builder import Decoded, Record, array_record, cut, features
+from lora_jax.data.image_builder import Decoded, Record, array_record, cut, image_features
 from lora_jax.data.json_lines import read_json
 from lora_jax.errors import UserError, shown
 
@@ -24,15 +24,11 @@ SHAPE = (SIDE, SIDE, 1)
 class Mnist(FolderBuilder):
     """Reads LeCun's four files in `folder`, unpacked; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    homepage = "http://yann.lecun.com/exdb/mnist/"
+    license = "CC BY-SA 3.0"
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=features(SHAPE, LABELS),
-            supervised_keys=("image", "label"),
-            homepage="http://yann.lecun.com/exdb/mnist/",
-            license="CC BY-SA 3.0",
-        )
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return image_features(SHAPE, LABELS)
 
     def splits(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         train, validation = cut(self._records("train"))
@@ -53,8 +49,6 @@ class Mnist(FolderBuilder):
 
 class MnistNpm(Mnist):
     """Reads digits/0.json to digits/9.json in `folder`; the network is not used."""
-
-    VERSION = tfds.core.Version("1.0.0")
 
     def splits(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         rest, test = cut([record for label in LABELS for record in self._digits(label)])

@@ -1,25 +1,16 @@
 """The TFDS builder of SAMSum. Its description is README.md, which TFDS finds beside this file."""
 
-import tensorflow_datasets as tfds
-
-from lora_jax.data.folder_builder import FolderBuilder
+from lora_jax.data.folder_builder import PromptBuilder
 from lora_jax.data.json_lines import Record, read_json_list
 
 FILES = {"train": "train.json", "validation": "val.json", "test": "test.json"}
 
 
-class Samsum(FolderBuilder):
+class Samsum(PromptBuilder):
     """Reads train.json, val.json and test.json in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"prompt": tfds.features.Text(), "reference": tfds.features.Text()}),
-            supervised_keys=("prompt", "reference"),
-            homepage="https://arxiv.org/abs/1911.12237",
-            license="CC BY-NC-ND 4.0",
-        )
+    homepage = "https://arxiv.org/abs/1911.12237"
+    license = "CC BY-NC-ND 4.0"
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         return {

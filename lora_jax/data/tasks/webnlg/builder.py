@@ -2,25 +2,20 @@
 
 import tensorflow_datasets as tfds
 
-from lora_jax.data.folder_builder import FolderBuilder
+from lora_jax.data.folder_builder import PromptBuilder
 from lora_jax.data.json_lines import Record, read_json
 
 FILES = {"train": "train.json", "validation": "dev.json", "test": "test.json"}
 
 
-class WebNlg(FolderBuilder):
+class WebNlg(PromptBuilder):
     """Reads train.json, dev.json and test.json in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    homepage = "https://gitlab.com/shimorina/webnlg-dataset"
+    license = "CC BY-NC-SA 4.0"
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"prompt": text, "reference": text, "category": text}),
-            supervised_keys=("prompt", "reference"),
-            homepage="https://gitlab.com/shimorina/webnlg-dataset",
-            license="CC BY-NC-SA 4.0",
-        )
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return {**super().features(), "category": tfds.features.Text()}
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         return {split: self._examples(name) for split, name in FILES.items()}

@@ -1,8 +1,6 @@
 """The TFDS builder of WikiSQL. Its description is README.md, which TFDS finds beside this file."""
 
-import tensorflow_datasets as tfds
-
-from lora_jax.data.folder_builder import FolderBuilder
+from lora_jax.data.folder_builder import PromptBuilder
 from lora_jax.data.json_lines import Record, read_json_lines
 
 FILES = {"train": "train", "validation": "dev", "test": "test"}  # with .jsonl, and with .tables.jsonl
@@ -11,18 +9,11 @@ AGGREGATIONS = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")
 OPERATORS = ("=", ">", "<", "OP")
 
 
-class Wikisql(FolderBuilder):
+class Wikisql(PromptBuilder):
     """Reads the questions and the tables of each split in `folder`; the network is not used."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"prompt": tfds.features.Text(), "reference": tfds.features.Text()}),
-            supervised_keys=("prompt", "reference"),
-            homepage="https://github.com/salesforce/WikiSQL",
-            license="BSD 3-Clause",
-        )
+    homepage = "https://github.com/salesforce/WikiSQL"
+    license = "BSD 3-Clause"
 
     def splits(self) -> dict[str, list[dict[str, str]]]:
         return {split: self._examples(name) for split, name in FILES.items()}

@@ -14,21 +14,15 @@ FILES = {"train": "wnut17train.conll", "validation": "emerging.dev.conll", "test
 class Wnut17(FolderBuilder):
     """Reads wnut17train.conll, emerging.dev.conll and emerging.test.annotated in `folder`; no network is used."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    homepage = "https://github.com/leondz/emerging_entities_17"
+    license = "CC BY 4.0"
+    ordered = True
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "words": tfds.features.Sequence(tfds.features.Text()),
-                    "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=TAGS)),
-                }
-            ),
-            supervised_keys=("words", "tags"),
-            homepage="https://github.com/leondz/emerging_entities_17",
-            license="CC BY 4.0",
-            disable_shuffling=True,
-        )
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return {
+            "words": tfds.features.Sequence(tfds.features.Text()),
+            "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=TAGS)),
+        }
 
     def splits(self) -> dict[str, list[dict[str, list[str]]]]:
         return {split: self._sentences(name) for split, name in FILES.items()}
