@@ -15,7 +15,7 @@ from lora_jax.data.batches import Batch, StepBatches
 from lora_jax.delta import graft, parameters
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.methods.method import init_head
-from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.objective import OBJECTIVES, batch_loss
 from lora_jax.train.sharding import put_batch
 from lora_jax.train.step import Program, compute_options
 
@@ -68,6 +68,6 @@ def _gradients(
 
     def loss(kernels: dict[str, Array]) -> Array:
         model = graft(base, {**head, **{path: Replacement(kernel) for path, kernel in kernels.items()}})
-        return OBJECTIVES[program.objective].loss(model, batch, options=compute_options(program))
+        return batch_loss(OBJECTIVES[program.objective], model, batch, options=compute_options(program))
 
     return jax.grad(loss)({path: weights[path].astype(jnp.zeros(()).dtype) for path in paths})

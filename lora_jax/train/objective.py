@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Required, TypedDict, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +18,20 @@ from lora_jax.models.options import ComputeOptions
 from lora_jax.train import losses
 
 Head = Literal["classifier", "causal", "embedding", "token_classifier", "masked"]
-DropoutRate = Float[Array, ""] | float
+
+
+class ModelCall(TypedDict, total=False):
+    """The keyword arguments of a model's ``__call__``."""
+
+    options: Required[ComputeOptions]
+    dropout_rate: Float[Array, ""] | float
+    key: Key
 
 
 class Objective(Protocol):
     """The head, loss and predictions of one kind of task.
 
-    `loss` and `outputs` run on the device, for one run; their keyword arguments are those of the model's
-    ``__call__``. `predictions` runs on the host, in float64.
+    `outputs` and `loss` run on the device, for one run. `predictions` runs on the host, in float64.
 
     Attributes:
       head: the head that `load_base` puts on the backbone.
@@ -44,14 +50,10 @@ class Objective(Protocol):
           labels: the names of the task's labels.
         """
 
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
-        """Returns the mean loss of a batch. Training minimises it."""
+    def loss(self, outputs: Any, labels: Shaped[Array, "..."]) -> Float[Array, ""]:
+        """Returns the mean loss of a batch, from its outputs and its labels. Training minimises it."""
 
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Any:
+    def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Any:
         """Returns the outputs that `predictions` reads: an array, or a NamedTuple of arrays, ``[batch, ...]``."""
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
@@ -74,17 +76,11 @@ class Classification:
     def head_outputs(self, labels: Sequence[str]) -> int:
         return len(labels)
 
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
-        return losses.cross_entropy(
-            self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key), jnp.asarray(batch.labels)
-        ).mean()
+    def loss(self, outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+        return losses.cross_entropy(outputs, labels).mean()
 
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, "batch classes"]:
-        return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+    def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Float[Array, "batch classes"]:
+        return _head_outputs(model, batch, **call)
 
     def predictions(
         self, outputs: Float[np.ndarray, "examples outputs"], labels: Int[np.ndarray, " examples"], names: Sequence[str]
@@ -109,18 +105,11 @@ class Regression:
     def head_outputs(self, labels: Sequence[str]) -> int:
         return 1
 
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
-        targets = jnp.asarray(batch.labels)[:, None]
-        return losses.squared_error(
-            _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key), targets
-        ).mean()
+    def loss(self, outputs: Float[Array, " batch"], labels: Float[Array, " batch"]) -> Float[Array, ""]:
+        return losses.squared_error(outputs[:, None], labels[:, None]).mean()
 
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, " batch"]:
-        return _head_outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)[:, 0]
+    def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Float[Array, " batch"]:
+        return _head_outputs(model, batch, **call)[:, 0]
 
     def predictions(
         self, outputs: Float[np.ndarray, " examples"], labels: Float[np.ndarray, " examples"], names: Sequence[str]
@@ -146,23 +135,18 @@ class Generation:
     def head_outputs(self, labels: Sequence[str]) -> None:
         return None
 
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
+    def loss(self, outputs: Likelihoods, labels: Int[Array, "batch seq"]) -> Float[Array, ""]:
         # The mean is over the batch's labelled tokens, not over its texts, so long references weigh more.
-        likelihoods = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
-        return likelihoods.losses.sum() / likelihoods.tokens.sum()
+        return outputs.losses.sum() / outputs.tokens.sum()
 
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Likelihoods:
+    def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Likelihoods:
         labels = jnp.asarray(batch.labels)
         if batch.segments is None:
             # The prompt's last token has the first label.
             more = {"prompt_end": jnp.argmax(labels != IGNORED, axis=-1) + 1}
         else:
             more = {"segments": jnp.asarray(batch.segments)}
-        hidden = model.backbone(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key, **more)
+        hidden = model.backbone(batch.tokens, batch.mask, **call, **more)
         return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, labels))
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
@@ -186,18 +170,13 @@ class TokenClassification:
     def head_outputs(self, labels: Sequence[str]) -> int:
         return len(labels)
 
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
-        outputs = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+    def loss(self, outputs: TaggedTokens, labels: Int[Array, "batch seq"]) -> Float[Array, ""]:
         return _mean_loss(outputs.likelihoods)
 
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> TaggedTokens:
+    def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> TaggedTokens:
         labels = jnp.asarray(batch.labels)
         labelled = labels != IGNORED
-        logits = model(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key)
+        logits = model(batch.tokens, batch.mask, **call)
         each = jnp.where(labelled, losses.cross_entropy(logits, jnp.where(labelled, labels, 0)), 0.0)
         predicted = jnp.where(labelled, logits.argmax(-1), IGNORED)
         correct = labelled & (predicted == labels)
@@ -223,41 +202,39 @@ class MaskedLanguageModel:
     def head_outputs(self, labels: Sequence[str]) -> None:
         return None
 
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
-        return _mean_loss(self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key))
+    def loss(self, outputs: Likelihoods, labels: Int[Array, "batch seq"]) -> Float[Array, ""]:
+        return _mean_loss(outputs)
 
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Likelihoods:
-        hidden = model.backbone(batch.tokens, batch.mask, options=options, dropout_rate=dropout_rate, key=key)
+    def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Likelihoods:
+        hidden = model.backbone(batch.tokens, batch.mask, **call)
         return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, jnp.asarray(batch.labels)))
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
         return _likelihoods(outputs)
 
 
-class Similarity:
-    """A number for each pair of texts: the squared error of the cosine of their embeddings."""
+class _Embedding:
+    """Texts that are embedded one by one. Their outputs are embeddings of length 1."""
 
     head: ClassVar[Head] = "embedding"
-    fields: ClassVar[frozenset[str]] = frozenset({"labels", "values"})
     averaged: ClassVar[bool] = True
 
     def head_outputs(self, labels: Sequence[str]) -> None:
         return None
 
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
-        embeddings = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
-        return losses.cosine_squared_error(embeddings, jnp.asarray(batch.labels)).mean()
+    def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Float[Array, "batch texts d_model"]:
+        *axes, seq = batch.tokens.shape
+        embeddings: Array = model(batch.tokens.reshape(-1, seq), batch.mask.reshape(-1, seq), **call)
+        return embeddings.reshape(*axes, -1)
 
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, "batch texts d_model"]:
-        return _embeddings(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+
+class Similarity(_Embedding):
+    """A number for each pair of texts: the squared error of the cosine of their embeddings."""
+
+    fields: ClassVar[frozenset[str]] = frozenset({"labels", "values"})
+
+    def loss(self, outputs: Float[Array, "batch texts d_model"], labels: Float[Array, " batch"]) -> Float[Array, ""]:
+        return losses.cosine_squared_error(outputs, labels).mean()
 
     def predictions(
         self,
@@ -268,30 +245,17 @@ class Similarity:
         return Predictions(labels=labels, values=_cosines_of_anchors(outputs)[:, 0])
 
 
-class Contrastive:
+class Contrastive(_Embedding):
     """Texts that suit one another: each anchor's own positive among all positives and hard negatives of the batch.
 
     The batch is a run's own, so its negatives are too. Labels are groups. The predictions are a classification: which
     of an example's own texts, the positive (class 0) or the hard negative, has the larger cosine with the anchor.
     """
 
-    head: ClassVar[Head] = "embedding"
     fields: ClassVar[frozenset[str]] = frozenset({"labels", "logits"})
-    averaged: ClassVar[bool] = True
 
-    def head_outputs(self, labels: Sequence[str]) -> None:
-        return None
-
-    def loss(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, ""]:
-        embeddings = self.outputs(model, batch, options=options, dropout_rate=dropout_rate, key=key)
-        return losses.multiple_negatives_ranking(embeddings, jnp.asarray(batch.labels)).mean()
-
-    def outputs(
-        self, model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate = 0.0, key: Key = None
-    ) -> Float[Array, "batch texts d_model"]:
-        return _embeddings(model, batch, options=options, dropout_rate=dropout_rate, key=key)
+    def loss(self, outputs: Float[Array, "batch texts d_model"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+        return losses.multiple_negatives_ranking(outputs, labels).mean()
 
     def predictions(
         self,
@@ -317,6 +281,11 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def batch_loss(objective: Objective, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Float[Array, ""]:
+    """Returns the mean loss of a batch."""
+    return objective.loss(objective.outputs(model, batch, **call), jnp.asarray(batch.labels))
+
+
 def _mean_loss(likelihoods: Likelihoods) -> Float[Array, ""]:
     """Returns the mean over the batch's labelled tokens, and 0 if no token is labelled."""
     return likelihoods.losses.sum() / jnp.maximum(likelihoods.tokens.sum(), 1)
@@ -324,15 +293,6 @@ def _mean_loss(likelihoods: Likelihoods) -> Float[Array, ""]:
 
 def _likelihoods(outputs: Any) -> Predictions:
     return Predictions(losses=np.asarray(outputs.losses, np.float64), tokens=outputs.tokens, correct=outputs.correct)
-
-
-def _embeddings(
-    model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate, key: Key
-) -> Float[Array, "batch texts d_model"]:
-    *axes, seq = batch.tokens.shape
-    tokens, mask = batch.tokens.reshape(-1, seq), batch.mask.reshape(-1, seq)
-    embeddings: Array = model(tokens, mask, options=options, dropout_rate=dropout_rate, key=key)
-    return embeddings.reshape(*axes, -1)
 
 
 def _cosines_of_anchors(
@@ -351,10 +311,8 @@ def unit_rows(embeddings: Float[np.ndarray, "*examples d_model"]) -> Float[np.nd
     return unit
 
 
-def _head_outputs(
-    model: Any, batch: Batch, *, options: ComputeOptions, dropout_rate: DropoutRate, key: Key
-) -> Float[Array, "batch outputs"]:
+def _head_outputs(model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Float[Array, "batch outputs"]:
     # Only some models accept token types, and only the examples of those models have them.
     types = {} if batch.types is None else {"types": batch.types}
-    outputs: Array = model(batch.tokens, batch.mask, **types, options=options, dropout_rate=dropout_rate, key=key)
+    outputs: Array = model(batch.tokens, batch.mask, **types, **call)
     return outputs

@@ -16,7 +16,7 @@ from lora_jax.delta import graft
 from lora_jax.errors import UserError
 from lora_jax.methods import Method, method_of
 from lora_jax.models.options import ComputeOptions
-from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.objective import OBJECTIVES, batch_loss
 from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
 
 OUTPUT_MASK = "head/mask"  # the path of a constant, an `OutputMask`
@@ -117,8 +117,13 @@ def loss_of(
     """Returns the training loss of a run. Dropout depends on `step` and the run's seed alone."""
     key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.drops_out else None
     model = adapt(program, base, params, constants)
-    return OBJECTIVES[program.objective].loss(
-        model, batch, dropout_rate=hyper.dropout, key=key, options=compute_options(program)
+    return batch_loss(
+        OBJECTIVES[program.objective],
+        model,
+        batch,
+        dropout_rate=hyper.dropout,
+        key=key,
+        options=compute_options(program),
     )
 
 

@@ -11,7 +11,7 @@ from lora_jax.data.packing import pack
 from lora_jax.data.tokens import Encoded, tokenize_for_generation
 from lora_jax.methods import method_of
 from lora_jax.models.options import ComputeOptions
-from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.objective import OBJECTIVES, batch_loss
 from lora_jax.train.step import adapt, program_of
 from lora_jax.weights.load import load_base
 
@@ -73,7 +73,7 @@ def test_losses_and_gradients_are_those_of_the_examples_alone(configure, decoder
 
         def loss(params, batch):
             model = adapt(program, base, params, init.constants)
-            return OBJECTIVES["generation"].loss(model, batch, options=ComputeOptions("float64"))
+            return batch_loss(OBJECTIVES["generation"], model, batch, options=ComputeOptions("float64"))
 
         step = jax.jit(jax.value_and_grad(loss))
         alone = step(params, encoded.padded(np.arange(len(encoded)), 24, 0))

@@ -8,7 +8,7 @@ from helpers.lora_runs import ATTN, HEAD, MLP, init
 from lora_jax.adapters import LowRank, Replacement
 from lora_jax.delta import graft, parameters
 from lora_jax.models.options import ComputeOptions
-from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.objective import OBJECTIVES, batch_loss
 
 # ---- PiSSA
 
@@ -57,7 +57,7 @@ def test_lora_gas_pair_has_singular_vectors_of_the_first_gradient(base, configur
 
     def loss(kernels, batch):
         model = graft(base, head | {f"{path}/kernel": Replacement(kernel) for path, kernel in kernels.items()})
-        return OBJECTIVES["classification"].loss(model, batch, options=ComputeOptions())
+        return batch_loss(OBJECTIVES["classification"], model, batch, options=ComputeOptions())
 
     kernels = {path: parameters(base)[f"{path}/kernel"] for path in paths}
     batches = [jax.tree.map(lambda leaf: leaf[0], pack.example(step)) for step in range(3)]

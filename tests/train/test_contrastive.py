@@ -15,7 +15,7 @@ from lora_jax.metrics import score
 from lora_jax.models.heads import SentenceEncoder
 from lora_jax.models.options import ComputeOptions
 from lora_jax.train.losses import cosine_squared_error, multiple_negatives_ranking
-from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.objective import OBJECTIVES, batch_loss
 
 ROWS, WIDTH = 5, 8
 
@@ -109,7 +109,7 @@ def test_each_text_is_embedded_by_itself(encoder, triplets):
     for place, text in enumerate(triplets.texts):
         alone = text.padded(np.arange(4), 12, 0)
         np.testing.assert_allclose(embeddings[:, place], encoder(alone.tokens, alone.mask), atol=1e-6)
-    loss = objective.loss(encoder, batch, options=ComputeOptions())
+    loss = batch_loss(objective, encoder, batch, options=ComputeOptions())
     np.testing.assert_allclose(loss, reference(np.asarray(embeddings, np.float64), batch.labels).mean(), rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ from lora_jax.evaluation.evaluator import pack_evaluators
 from lora_jax.metrics import METRICS, Predictions, score
 from lora_jax.metrics.tokens import span_f1
 from lora_jax.models.options import ComputeOptions
-from lora_jax.train.objective import OBJECTIVES
+from lora_jax.train.objective import OBJECTIVES, batch_loss
 from lora_jax.train.pack import make_pack, packed_step
 from lora_jax.train.setup import load_setup
 from lora_jax.train.step import adapt, compute_options
@@ -130,7 +130,7 @@ def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_batch(overrides):
     tokens, mask = rng.integers(1, 100, (2, 5)).astype(np.int32), np.ones((2, 5), bool)
     labels = np.array([[IGNORED, 3, IGNORED, 0, 1], [IGNORED, 12, IGNORED, IGNORED, IGNORED]], np.int32)
     objective = OBJECTIVES["token_classification"]
-    loss_of = jax.jit(functools.partial(objective.loss, options=OPTIONS))
+    loss_of = jax.jit(functools.partial(batch_loss, objective, options=OPTIONS))
     loss = loss_of(model, Batch(tokens, mask, labels))
     logs = np.asarray(jax.nn.log_softmax(jax.jit(functools.partial(call, options=OPTIONS))(model, tokens, mask)))
     expected = -np.mean([logs[0, 1, 3], logs[0, 3, 0], logs[0, 4, 1], logs[1, 1, 12]])
