@@ -9,7 +9,7 @@ from lora_jax.adapters import LowRank, Replacement
 from lora_jax.delta import count, graft, merge, parameters
 from lora_jax.errors import UserError
 from lora_jax.methods import method_of
-from lora_jax.weights.load import fingerprint
+from lora_jax.weights.fingerprint import fingerprint
 
 pytestmark = pytest.mark.smoke
 

@@ -44,8 +44,8 @@ def validation_texts(
     return {
         text
         for texts in ordered
-        for text, seen in zip(texts, itertools.accumulate(rows_of[text] for text in texts), strict=True)
-        if seen <= len(texts) * at_most // total
+        for text, rows_so_far in zip(texts, itertools.accumulate(rows_of[text] for text in texts), strict=True)
+        if rows_so_far <= len(texts) * at_most // total
     }
 
 

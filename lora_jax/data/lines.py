@@ -5,7 +5,7 @@ import itertools
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lora_jax.data.bounded import LARGEST, open_bounded
 from lora_jax.errors import UserError
@@ -24,7 +24,7 @@ def read_lines(path: Path, largest: int = LARGEST) -> Iterator[str]:
     """
     where = f"task.data_dir: {path.absolute()}"
     with open_bounded(path, largest) as file:
-        stream: IO[bytes] = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[assignment]
+        stream: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
         read = 0
         for number in itertools.count(1):
             line = _next_line(stream, where)

@@ -59,8 +59,8 @@ def raw_folder(task: str, data_dir: Path | None, files: Sequence[RawFile], archi
         left behind.
     """
     if data_dir is None:
-        known = {raw.name: raw.sha256 for raw in files if raw.sha256}
-        hashes = known if len(known) == len(files) else None
+        published = {raw.name: raw.sha256 for raw in files if raw.sha256}
+        hashes = published if len(published) == len(files) else None
         return keep("raw", task, lambda into: _download(task, files, into), hashes=hashes)
     names = [raw.name for raw in files]
     zip_file = data_dir / archive

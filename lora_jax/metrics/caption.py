@@ -30,7 +30,9 @@ def rouge_l(predictions: Predictions) -> float:
     texts, references = _tokenized(predictions)
     scorer = Rouge()
     return 100 * float(
-        np.mean([scorer.calc_score([text], list(own)) for text, own in zip(texts, references, strict=True)])
+        np.mean(
+            [scorer.calc_score([text], list(candidates)) for text, candidates in zip(texts, references, strict=True)]
+        )
     )
 
 
@@ -39,8 +41,8 @@ def cider(predictions: Predictions) -> float:
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     scorer = CiderScorer()
-    for text, own in zip(*_tokenized(predictions), strict=True):
-        scorer += (text, list(own))
+    for text, candidates in zip(*_tokenized(predictions), strict=True):
+        scorer += (text, list(candidates))
     return float(scorer.compute_score()[0])
 
 

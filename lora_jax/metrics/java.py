@@ -119,8 +119,8 @@ class _Jvm:
         from py4j.java_gateway import get_field
 
         total = self._java.edu.cmu.meteor.scorer.MeteorStats()
-        for text, own in zip(texts, self._references(references), strict=True):
-            total.addStats(self._scorer.getMeteorStats(text, own))
+        for text, candidates in zip(texts, self._references(references), strict=True):
+            total.addStats(self._scorer.getMeteorStats(text, candidates))
         self._scorer.computeMetrics(total)
         return float(get_field(total, "score"))
 
@@ -139,9 +139,9 @@ class _Jvm:
         self._gateway.close()
         self._process.kill()
         self._process.wait()
-        how = "failed" if status is None else f"ended with status {status}"
+        state = "failed" if status is None else f"ended with status {status}"
         words = self._last_words()
-        return f"{how} ({words})" if words else how
+        return f"{state} ({words})" if words else state
 
     def _send(self, references: tuple[tuple[str, ...], ...]) -> list[Any]:
         """Returns Java lists of the references of each text."""

@@ -82,12 +82,12 @@ def at_best_lr(rows: list[Row]) -> list[Configuration]:
 
 def baseline_by_run(rows: list[Row]) -> dict[str, Configuration]:
     """Returns the baseline at its best learning rate for each run, by name, that it can be compared to."""
-    found: dict[str, Configuration] = {}
+    baselines: dict[str, Configuration] = {}
     for group in comparable(rows).values():
         candidates = [configuration for configuration in at_best_lr(group) if configuration.row.trains_base]
         if candidates and conflict(group) is None:
-            found |= {row.name: _nearest(candidates, row, group) for row in group}
-    return found
+            baselines |= {row.name: _nearest(candidates, row, group) for row in group}
+    return baselines
 
 
 def several_lrs(rows: list[Row]) -> bool:

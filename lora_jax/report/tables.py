@@ -87,8 +87,8 @@ def over_seeds(rows: list[Row]) -> Text | None:
         ("tokens/s", lambda row: row.tokens_per_s, lambda value: f"{value:,.0f}"),
     ]
     figures = [figure for figure in figures if any(group.values(figure[1]) for group in groups)]
-    found = baseline_by_run(rows)
-    gaps = [_gap_to(found.get(group.row.name), group.rows, split) for group in groups]
+    baselines = baseline_by_run(rows)
+    gaps = [_gap_to(baselines.get(group.row.name), group.rows, split) for group in groups]
     versus = [VERSUS] if any(gaps) else []
     names = [column for column in _axis_columns(rows) if column.title not in ("seed", "init seed")]
     names = [c for c in names if c.title == "method" or len({repr(c.value(g.row)) for g in groups} - {"None"}) > 1]
@@ -204,13 +204,13 @@ def duration(seconds: float) -> str:
 
 
 def _columns(rows: list[Row]) -> list[Column]:
-    split, found = headline_split(rows), baseline_by_run(rows)
+    split, baselines = headline_split(rows), baseline_by_run(rows)
     return [
         Column("name", lambda row: row.name, always=True),
         *_axis_columns(rows),
         Column(f"{split_name(split)} {_metric(rows)}", lambda row: row.score(split), number, always=True),
         Column(STANDARD_ERROR, standard_error_of, number, always=True),
-        Column(VERSUS, lambda row: _gap_to(found.get(row.name), (row,), split), Gap.cell, always=True),
+        Column(VERSUS, lambda row: _gap_to(baselines.get(row.name), (row,), split), Gap.cell, always=True),
         Column("test loss", _test_loss, lambda value: f"{value:.3f}", always=True),
         Column("trainable", lambda row: row.trainable, parameters, always=True),
         Column("share", lambda row: row.trainable_share, share, always=True),
@@ -236,18 +236,18 @@ def _versus_note(seeds: str) -> str:
 
 
 def _difference_columns(rows: list[Row]) -> list[tuple[str, Callable[[Row], Any]]]:
-    split, found = headline_split(rows), baseline_by_run(rows)
-    gaps = {row.name: _gap_to(found.get(row.name), (row,), split) for row in rows}
+    split, baselines = headline_split(rows), baseline_by_run(rows)
+    gaps = {row.name: _gap_to(baselines.get(row.name), (row,), split) for row in rows}
 
     def column(title: str, value: Callable[[Difference], Any]) -> tuple[str, Callable[[Row], Any]]:
         def cell(row: Row) -> Any:
-            known = gaps[row.name]
-            return None if known is None or known.difference is None else value(known.difference)
+            gap = gaps[row.name]
+            return None if gap is None or gap.difference is None else value(gap.difference)
 
         return title, cell
 
     return [
-        ("difference", lambda row: known.value if (known := gaps[row.name]) else None),
+        ("difference", lambda row: gap.value if (gap := gaps[row.name]) else None),
         column("difference_low", lambda difference: difference.low),
         column("difference_high", lambda difference: difference.high),
         column("difference_p", lambda difference: difference.p),

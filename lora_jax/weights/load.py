@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
 import re
 import zlib
@@ -21,6 +20,7 @@ from lora_jax.delta import count, parameters
 from lora_jax.errors import UserError, message_of
 from lora_jax.models import FAMILIES, masked
 from lora_jax.models.quantised import KINDS, quantisable, quantise
+from lora_jax.weights.fingerprint import NEW, hash_backbone, hash_head
 from lora_jax.weights.gguf import open_gguf
 from lora_jax.weights.heads import Paths, as_tuple, check_head, fit
 from lora_jax.weights.json_file import read_text
@@ -30,8 +30,6 @@ from lora_jax.weights.sources import gguf_in, resolve
 from lora_jax.weights.special import Special, read_special
 from lora_jax.weights.tensors import FLOATS, Tensor, tensors_of
 
-# The prefix of new parameters. They are not read from a checkpoint, but initialised (methods/method.py).
-NEW = "head/"
 ALIGNMENT = 64  # bytes
 MOST_LISTED = 40  # tensors of one problem, in a message
 
@@ -88,7 +86,7 @@ def with_labels(base: Base, labels: int, *, put: Put = put_on_default_device) ->
         old = getattr(head, name).get_value()
         new = np.zeros((*old.shape[:-1], labels), old.dtype)
         setattr(head, name, nnx.Param(put(f"{NEW}{name}", new)))
-    return dataclasses.replace(base, model=model, fingerprint=_fingerprint_of_head(base.backbone_digest, model))
+    return dataclasses.replace(base, model=model, fingerprint=hash_head(base.backbone_digest, model))
 
 
 def load_base(
@@ -153,8 +151,8 @@ def load_base(
     reader: Any = read_preprocessing(folder) if row.images else _tokenizer(folder, config.vocab_size)
     loaded = {path: leaf for path, leaf in parameters(model).items() if not path.startswith(NEW)}
     special = Special() if row.images else read_special(folder, reader, config.vocab_size)
-    digest = _digest({path: leaf for path, leaf in parameters(model).items() if path < NEW})
-    return Base(model, reader, source, _fingerprint_of_head(digest, model), count(loaded), special, values, digest)
+    digest = hash_backbone(model)
+    return Base(model, reader, source, hash_head(digest, model), count(loaded), special, values, digest)
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
@@ -326,30 +324,6 @@ def random(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _draw(shape: tuple[int, ...], std: float, dtype: DTypeLike, key: jax.Array) -> jax.Array:
     return std * jax.random.normal(key, shape, dtype)
-
-
-def fingerprint(module: nnx.Module) -> str:
-    """Returns a sha256 over the path, dtype, shape and bytes of every parameter, in order of path."""
-    digest: str = _digest(parameters(module)).hexdigest()
-    return digest
-
-
-def _fingerprint_of_head(backbone_digest: Any, module: nnx.Module) -> str:
-    """Returns the fingerprint of a module, of which the paths before the head are hashed already."""
-    rest = {path: leaf for path, leaf in parameters(module).items() if path >= NEW}
-    digest: str = _digest(rest, backbone_digest.copy()).hexdigest()
-    return digest
-
-
-def _digest(leaves: Mapping[str, Any], digest: Any = None) -> Any:
-    """Returns a hash object over the path, dtype, shape and bytes of parameters, in order of path."""
-    digest = digest or hashlib.sha256()
-    for path, leaf in sorted(leaves.items()):
-        for keys, part in jax.tree_util.tree_leaves_with_path(leaf):  # a quantised kernel has several arrays
-            array = np.ascontiguousarray(part)
-            digest.update(f"{path}{jax.tree_util.keystr(keys)} {array.dtype.name} {part.shape}\n".encode())
-            digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest
 
 
 # ---- names

@@ -12,8 +12,9 @@ from tokenizers import models as tokenizer_models
 
 from lora_jax.delta import parameters
 from lora_jax.models import FAMILIES
+from lora_jax.weights.fingerprint import fingerprint
 from lora_jax.weights.heads import fit
-from lora_jax.weights.load import Base, fingerprint
+from lora_jax.weights.load import Base
 from lora_jax.weights.preprocessing import Preprocessing
 from lora_jax.weights.special import Special
 

@@ -1,5 +1,6 @@
 """Reports of sweeps with damaged runs, of runs that lie in the wrong place, and of bases or data that changed."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from lora_jax.report.tables import over_seeds
 def texts(sweep):
     """Returns the page, table.md and what the terminal shows."""
     page = build_report(sweep).read_text()
-    console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=400, record=True, file=io.StringIO())
     console.print(terminal_table(load_rows(sweep)))
     return [" ".join(text.split()) for text in (page, (sweep / "report/table.md").read_text(), console.export_text())]
 

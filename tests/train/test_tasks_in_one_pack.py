@@ -21,6 +21,7 @@ from lora_jax.train.compile import compile_pack
 from lora_jax.train.pack import make_pack, packed_step, unstack_run
 from lora_jax.train.setup import Setup, group_by_task
 from lora_jax.weights import load
+from lora_jax.weights.fingerprint import hash_backbone
 
 TASKS = {"cola": 2, "mnli": 3, "banking77": 7}  # labels
 METRICS = Scoring(("accuracy", "loss", "f1"), "accuracy", "accuracy")
@@ -45,7 +46,7 @@ def setups(base):
     def setup(task: str) -> Setup:
         with jax.enable_x64(True):
             model = jax.tree.map(jnp.asarray, wide)
-            loaded = load.Base(model, None, "made up", "", 1, SimpleNamespace(eos=()), {}, load._digest({}))
+            loaded = load.Base(model, None, "made up", "", 1, SimpleNamespace(eos=()), {}, hash_backbone(model))
             loaded = load.with_labels(loaded, TASKS[task])
         splits = {
             name: encoded(task, seed, count, types=task == "mnli")

@@ -19,6 +19,7 @@ from lora_jax.errors import UserError
 from lora_jax.models import bert
 from lora_jax.models.heads import Classifier
 from lora_jax.weights import load
+from lora_jax.weights.fingerprint import fingerprint
 
 CONFIG = bert.BertConfig(
     vocab_size=11,
@@ -209,19 +210,19 @@ def test_random_draws_kernels_and_embeddings_only():
             assert (array == (kind == "scale")).all(), path
     assert not np.array_equal(named_parameters["layers/attn/q/kernel"], named_parameters["layers/attn/k/kernel"])
     assert_same(load.random(larger, 1), load.random(larger, 1))
-    assert load.fingerprint(load.random(larger, 1)) != load.fingerprint(load.random(larger, 2))
+    assert fingerprint(load.random(larger, 1)) != fingerprint(load.random(larger, 2))
 
 
 def test_fingerprint_changes_with_any_value_and_dtype():
     model = load.random(abstract(), 0)
-    first = load.fingerprint(model)
-    assert first == load.fingerprint(jax.tree.map(np.asarray, model))
+    first = fingerprint(model)
+    assert first == fingerprint(jax.tree.map(np.asarray, model))
     for path, array in parameters(model).items():
         bumped = np.array(array)
         bumped.flat[-1] = np.nextafter(bumped.flat[-1], np.float32(9))
-        assert load.fingerprint(graft(model, {path: Replacement(jnp.asarray(bumped))})) != first, path
+        assert fingerprint(graft(model, {path: Replacement(jnp.asarray(bumped))})) != first, path
     zeros = load.random(abstract(), 0, std=0.0)
-    assert load.fingerprint(zeros) != load.fingerprint(load.random(abstract(), 0, std=0.0, dtype=jnp.bfloat16))
+    assert fingerprint(zeros) != fingerprint(load.random(abstract(), 0, std=0.0, dtype=jnp.bfloat16))
 
 
 BIAS = "encoder.layer.1.output.dense.bias"

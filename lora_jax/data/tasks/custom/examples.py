@@ -117,9 +117,9 @@ def _classes(labels: list[str], source: Source, table: Table) -> tuple[str, ...]
 
 
 def _refuse_unseen(pairs: list[tuple[Row, Example]], classes: tuple[str, ...], column: str) -> None:
-    known = set(classes)
+    class_names = set(classes)
     for row, example in pairs:
-        if example[-1] not in known:
+        if example[-1] not in class_names:
             raise row.error(column, f"a class of the train split: {shown(list(classes))}")
 
 
