@@ -29,11 +29,8 @@ def rouge_l(predictions: Predictions) -> float:
 
     texts, references = _tokenized(predictions)
     scorer = Rouge()
-    return 100 * float(
-        np.mean(
-            [scorer.calc_score([text], list(candidates)) for text, candidates in zip(texts, references, strict=True)]
-        )
-    )
+    pairs = zip(texts, references, strict=True)
+    return 100 * float(np.mean([scorer.calc_score([text], list(candidates)) for text, candidates in pairs]))
 
 
 def cider(predictions: Predictions) -> float:

@@ -241,13 +241,13 @@ def _difference_columns(rows: list[Row]) -> list[tuple[str, Callable[[Row], Any]
 
     def column(title: str, value: Callable[[Difference], Any]) -> tuple[str, Callable[[Row], Any]]:
         def cell(row: Row) -> Any:
-            gap = gaps[row.name]
-            return None if gap is None or gap.difference is None else value(gap.difference)
+            to_baseline = gaps[row.name]
+            return None if to_baseline is None or to_baseline.difference is None else value(to_baseline.difference)
 
         return title, cell
 
     return [
-        ("difference", lambda row: gap.value if (gap := gaps[row.name]) else None),
+        ("difference", lambda row: to_baseline.value if (to_baseline := gaps[row.name]) else None),
         column("difference_low", lambda difference: difference.low),
         column("difference_high", lambda difference: difference.high),
         column("difference_p", lambda difference: difference.p),
