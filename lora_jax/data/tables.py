@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
     Raises:
       UserError: the file cannot be read, is not UTF-8, has no rows, is malformed, or lacks a column.
     """
-    records = _records(path, csv.excel)
+    records = _records(path, Commas)
     return _rows(path, records, _header(path, records, columns), columns)
 
 
@@ -88,7 +88,7 @@ def read_tsv(
     Raises:
       UserError: as in `read_csv`.
     """
-    dialect = type("_Separated", (_Tabs,), {"delimiter": separator})
+    dialect = type("_Separated", (Tabs,), {"delimiter": separator})
     records = _records(path, dialect, largest)
     return _rows(path, records, _header(path, records, columns) if header else columns, columns, ragged)
 
@@ -131,25 +131,44 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     return text.removeprefix("\ufeff")
 
 
-class _Tabs(csv.Dialect):
-    delimiter, quoting, lineterminator = "\t", csv.QUOTE_NONE, "\n"
+class Commas(csv.excel):
+    """CSV with commas, as Excel writes it."""
+
+    strict = True
 
 
-def _records(path: Path, dialect: type[csv.Dialect], largest: int = LARGEST) -> Iterator[tuple[str, list[str]]]:
-    """Yields where each record is, and its fields. Blank lines are passed over."""
-    reader = csv.reader(io.StringIO(read_text(path, largest), newline=""), dialect, strict=True)
+class Tabs(csv.Dialect):
+    """Fields between tabs. Quotes are plain letters."""
+
+    delimiter, quoting, lineterminator, strict = "\t", csv.QUOTE_NONE, "\n", True
+
+
+def parse_records(lines: Iterable[str], dialect: type[csv.Dialect], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of the line at which each record begins, and its fields. Blank lines are passed over.
+
+    Raises:
+      UserError: a record is malformed. The message names `path` and the line.
+    """
+    reader = csv.reader(lines, dialect)
     while True:
-        where = _where(path, reader.line_num + 1)
+        line = reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise UserError(
-                f"{where}: {error}; expected closed quotes, and at most {csv.field_size_limit()} characters in a field"
+                f"{_where(path, line)}: {error}; expected closed quotes, and at most {csv.field_size_limit()} "
+                f"characters in a field"
             ) from None
         if fields:
-            yield where, fields
+            yield line, fields
+
+
+def _records(path: Path, dialect: type[csv.Dialect], largest: int = LARGEST) -> Iterator[tuple[str, list[str]]]:
+    """Yields where each record is, and its fields."""
+    lines = io.StringIO(read_text(path, largest), newline="")
+    return ((_where(path, line), fields) for line, fields in parse_records(lines, dialect, path))
 
 
 def _header(path: Path, records: Iterator[tuple[str, list[str]]], columns: Sequence[str]) -> list[str]:

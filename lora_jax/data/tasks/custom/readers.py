@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from lora_jax.data.bounded import open_bounded, read_bytes
 from lora_jax.data.json_lines import parse_json
 from lora_jax.data.lines import read_lines
+from lora_jax.data.tables import Commas, Tabs, parse_records
 from lora_jax.data.tasks.custom.files import DATASET_INFO
 from lora_jax.data.tasks.custom.rows import Row
 from lora_jax.errors import UserError, message_of, shown
@@ -45,14 +46,6 @@ def read_table(path: Path) -> Table:
     return _READERS[path.name.removesuffix(".gz").rpartition(".")[2]](path)
 
 
-class _Commas(csv.excel):
-    strict = True
-
-
-class _Tabs(csv.Dialect):
-    delimiter, quoting, lineterminator, strict = "\t", csv.QUOTE_NONE, "\n", True
-
-
 def _read_separated(path: Path, dialect: type[csv.Dialect]) -> Table:
     file = _file(path)
     records = _records(path, dialect)
@@ -82,20 +75,7 @@ def _records(path: Path, dialect: type[csv.Dialect]) -> Iterator[tuple[str, list
         for line in read_lines(path, LARGEST)
         for piece in (re.split(r"(?<=\r)(?!\n)", line) if "\r" in line else (line,))
     )
-    reader = csv.reader(pieces, dialect)
-    while True:
-        place = f"line {reader.line_num + 1}"
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(
-                f"{_file(path)}, {place}: {error}; expected closed quotes, and at most {csv.field_size_limit()} "
-                f"characters in a field"
-            ) from None
-        if fields:
-            yield place, fields
+    return ((f"line {line}", fields) for line, fields in parse_records(pieces, dialect, path))
 
 
 def _read_json_lines(path: Path) -> Table:
@@ -230,8 +210,8 @@ def _file(path: Path) -> str:
 
 
 _READERS: dict[str, Callable[[Path], Table]] = {
-    "csv": lambda path: _read_separated(path, _Commas),
-    "tsv": lambda path: _read_separated(path, _Tabs),
+    "csv": lambda path: _read_separated(path, Commas),
+    "tsv": lambda path: _read_separated(path, Tabs),
     "jsonl": _read_json_lines,
     "parquet": _read_parquet,
     "arrow": _read_arrow,
