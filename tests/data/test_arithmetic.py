@@ -15,6 +15,8 @@ from lora_jax.data.tasks import TASKS, load_task
 from lora_jax.data.tasks.arithmetic.builder import problem_key
 from lora_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 SETS = {"svamp": "SVAMP", "addsub": "AddSub", "multiarith": "MultiArith", "singleeq": "SingleEq"}
 THINGS = ("figs", "nuts", "pens", "cups", "hats", "bats", "dogs", "cats", "bees", "keys")
 
@@ -44,11 +46,6 @@ def write(folder: Path, train: list, **tests: list) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(rows))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -31,8 +31,7 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path, private_cache):
     folder = tmp_path / "raw"
     folder.mkdir()
     return folder

@@ -9,6 +9,8 @@ from lora_jax.data.held_out import MOST_PROMPTS, cut_prompts
 from lora_jax.data.tasks import TASKS, load_task
 from lora_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 NAMES = ("boolq", "piqa", "siqa", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 # As the data sets of this package write their options.
 FORMATS = {
@@ -34,11 +36,6 @@ def write(folder: Path, name: str, *added: object) -> Path:
     (folder / "train.json").write_text(json.dumps([record(name, i) for i in range(30)]))
     (folder / "test.json").write_text(json.dumps([*[record(name, i) for i in range(100, 104)], *added]))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -34,10 +34,7 @@ from lora_jax.data.task import TaskData
 from lora_jax.data.tasks import find_task
 from lora_jax.metrics import METRICS
 
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("private_cache")
 
 
 # ---- what is read

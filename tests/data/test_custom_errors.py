@@ -27,10 +27,7 @@ from lora_jax.config import TaskConfig
 from lora_jax.data.tasks import find_task, load_task
 from lora_jax.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("private_cache")
 
 
 # ---- what is refused

@@ -10,6 +10,8 @@ import pytest
 from lora_jax.data.tasks import load_task
 from lora_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 COLLEGE = {
     "tripleset": [["Mars Hill College", "JOINED", "1973"], ["Mars Hill College", "HOME_TOWN", "Mars  Hill"]],
     "subtree_was_extended": True,
@@ -21,11 +23,6 @@ COLLEGE = {
 }
 MILL = {"tripleset": [["The Mill", "eatType", ""]], "annotations": [{"source": "e2e", "text": "The Mill is a pub."}]}
 NAMES = {split: f"dart-v1.1.1-full-{split}.json" for split in ("train", "dev", "test")}
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 def write(folder: Path, **contents: Any) -> Path:

@@ -24,6 +24,8 @@ from lora_jax.data.tokens import IGNORED, tokenize_for_generation
 from lora_jax.errors import UserError
 from lora_jax.metrics import Predictions, score
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 PLACES = ("Mill", "Vault", "Eagle", "Crown", "Wok", "Plough")
 FOODS = ("English", "Thai", "French")
 NAMES = ("trainset.csv", "devset.csv", "testset_w_refs.csv")
@@ -46,11 +48,6 @@ def raw(tmp_path_factory) -> Path:
         with (folder / name).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("mr", "ref"), *rows(places)])
     return folder
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

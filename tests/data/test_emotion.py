@@ -15,8 +15,7 @@ def lines(word: str, n: int) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path, private_cache):
     folder = tmp_path / "raw"
     folder.mkdir()
     (folder / "train.txt").write_text(lines("red", 18) + "twice the same;joy\ntwice the same;fear\n")

@@ -18,6 +18,8 @@ from lora_jax.data.tasks.glue import GLUE
 from lora_jax.data.tasks.glue.table import TABLE
 from lora_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 # In the order of Hugging Face's `datasets`.
 CLASSES = {
     "cola": ("unacceptable", "acceptable"),
@@ -47,11 +49,6 @@ def made_up(task: str, prefix: str, n: int) -> list[Record]:
     labels = raw_labels(task)
     texts = [(f'{prefix} "{i}  A.', f'The " {prefix} B{i} ')[: 1 if task in SINGLE else 2] for i in range(n)]
     return [(*text, labels[i % len(labels)]) for i, text in enumerate(texts)]
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

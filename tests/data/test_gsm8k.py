@@ -17,8 +17,7 @@ def line(i: int) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path, private_cache) -> Path:
     folder = tmp_path / "gsm8k"
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(map(line, range(40))) + "\n")

@@ -197,8 +197,7 @@ def test_images_with_too_many_pixels_are_refused(monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path, private_cache):
     return tmp_path / "photos"
 
 

@@ -19,8 +19,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path, private_cache):
     folder = tmp_path / "raw"
     folder.mkdir()
     for seed, (name, n) in enumerate({"train": 100, "t10k": 20}.items()):

@@ -10,6 +10,8 @@ from lora_jax.data.prompts import make_prompts
 from lora_jax.data.tasks import load_task
 from lora_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 COOKIES = {
     "id": "1",
     "summary": "Amanda baked cookies. \r\nJerry wants some.",
@@ -17,11 +19,6 @@ COOKIES = {
 }
 SHORT = {"id": "2", "summary": "Ann greets Bob.", "dialogue": "Ann: Hi, Bob"}
 BLANK = {"id": "3", "summary": "Nothing is said.", "dialogue": " "}
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 def write(folder: Path, **contents: Any) -> Path:

@@ -20,10 +20,7 @@ from lora_jax.data.tasks import load_task
 from lora_jax.data.tokens import Encoded
 from lora_jax.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("private_cache")
 
 
 @pytest.fixture

@@ -138,8 +138,7 @@ def test_what_is_no_file_or_cannot_be_read_is_refused(file, tmp_path, monkeypatc
 
 
 @pytest.fixture
-def banking(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def banking(tmp_path, private_cache):
     folder = tmp_path / "banking"
     folder.mkdir()
     rows = "".join(f"Question {label}{i}?,{label}\n" for label in "ab" for i in range(5))

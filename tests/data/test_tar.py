@@ -86,8 +86,7 @@ def test_a_bomb_takes_no_memory(read):
     assert peak < 2**23
 
 
-def test_an_archive_in_the_users_folder_is_unpacked_into_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def test_an_archive_in_the_users_folder_is_unpacked_into_the_cache(tmp_path, private_cache):
     (tmp_path / "data.tar.bz2").write_bytes(GOOD)
     folder = raw_folder("made-up", tmp_path, [RawFile("a.jsonl", "")], "data.tar.bz2")
     assert folder.is_relative_to(tmp_path / "cache") and (folder / "a.jsonl").read_bytes() == CONTENT

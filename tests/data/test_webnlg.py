@@ -13,6 +13,8 @@ from helpers.command_line import CommandLine, read, records
 from lora_jax.data.tasks import load_task
 from lora_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 
 def entry(category: str, triples: list[tuple[str, str, str]], *texts: str) -> dict[str, Any]:
     """Returns an entry; a text that begins with a question mark is one to be fixed."""
@@ -43,11 +45,6 @@ GIVEN = {
     ),
 }
 LED = 'Aarhus : leader : "Jacob  B."'
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 def write(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda files: None) -> Path:

@@ -10,6 +10,8 @@ import pytest
 from lora_jax.data.tasks import load_task
 from lora_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 PLATES = {
     "id": "1-1000181-1",
     "header": ["State/territory", "Format", "Current\u00a0slogan", "Year  issued"],
@@ -26,11 +28,6 @@ def example(question: str, sel: Any = 2, agg: Any = 0, conds: Any = (), table: s
 SLOGAN = example(" What is the slogan\u00a0of New South Wales? ", conds=[[0, 0, "New South Wales"]])
 NEWEST = example("Newest?", 3, 1)
 COUNT = example("How many?", 0, 3, [[3, 1, 1998], [3, 2, 2001.5], [1, 0, "200\u2009mhz"]])
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 def lines(*values: Any) -> str:

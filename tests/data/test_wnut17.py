@@ -15,8 +15,7 @@ NAMES = {"wnut17train.conll": TRAIN, "emerging.dev.conll": DEV, "emerging.test.a
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORA_JAX_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path, private_cache):
     folder = tmp_path / "raw"
     folder.mkdir()
     for name, text in NAMES.items():

@@ -19,7 +19,7 @@ from helpers.tiny_models import VOCAB_SIZE, random_base
 from safetensors.numpy import load_file, save_file
 
 from lora_jax.models import FAMILIES
-from lora_jax.weights.load import fingerprint
+from lora_jax.weights.fingerprint import fingerprint
 from lora_jax.weights.save import save_pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,8 @@ SIZES = {
 LOAD = """
 import json, sys
 from lora_jax.models import FAMILIES
-from lora_jax.weights.load import fingerprint, load_base
+from lora_jax.weights.fingerprint import fingerprint
+from lora_jax.weights.load import load_base
 for name, model in json.loads(sys.argv[1]).items():
     head = "causal" if FAMILIES[model["family"]].causal else "classifier"
     base = load_base(model["source"], model["family"], labels=3, pool=model["pool"], head=head)

@@ -27,6 +27,7 @@ from lora_jax.train.memory import size
 from lora_jax.train.step import loss_of
 from lora_jax.weights import load
 from lora_jax.weights.adapters import load_adapter
+from lora_jax.weights.fingerprint import fingerprint
 
 # Shapes that fill their blocks and groups, and shapes that do not; stacked and not stacked.
 SHAPES = [(128, 512), (3, 64, 256), (100, 7), (2, 33, 300), (1, 1)]
@@ -170,8 +171,8 @@ def test_a_quantised_base_has_the_same_parameters(base, kind):
     whole = {path for path, leaf in parameters(narrow).items() if not is_quantised(leaf)}
     assert {path for path in whole if path.endswith("kernel")} == {"backbone/pooler/kernel", "head/kernel"}
     assert all(parameters(narrow)[path] is parameters(base)[path] for path in whole)
-    assert len({load.fingerprint(model) for model in (base, dense(narrow), narrow)}) == 3
-    assert load.fingerprint(narrow) == load.fingerprint(quantised(base, kind))
+    assert len({fingerprint(model) for model in (base, dense(narrow), narrow)}) == 3
+    assert fingerprint(narrow) == fingerprint(quantised(base, kind))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_loading_quantises_a_layer_at_a_time(tiny_model, kind, monkeypatch):
     assert len(dimensions) == 2 * 6 and set(dimensions) == {2}
     whole = load.load_base(str(tiny_model), "bert", labels=3)
     assert loaded.parameters == whole.parameters and loaded.fingerprint != whole.fingerprint
-    assert loaded.fingerprint == load.fingerprint(quantised(whole.model, kind))
+    assert loaded.fingerprint == fingerprint(quantised(whole.model, kind))
 
 
 @pytest.mark.parametrize(("base", "stored"), [("auto", "float16"), ("f32", "float32"), ("bf16", "bfloat16")])

@@ -82,7 +82,7 @@ def test_tables_have_the_interval_and_the_standard_error(tmp_path, better, worse
     assert {rows["method=full"][key] for key in ("difference", "difference_low", "distinguishable")} == {""}
 
 
-def test_a_cell_says_what_cannot_be_told_apart(tmp_path):
+def test_a_cell_says_what_is_not_distinguishable(tmp_path):
     pair(tmp_path, 19, 17)
     text = headline(load_rows(tmp_path))
     assert text.lines[0][text.titles.index("vs full fine-tuning")] == "+0.2 [−1.0, 1.4] not distinguishable"

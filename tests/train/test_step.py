@@ -13,7 +13,7 @@ from lora_jax.adapters import LowRank, OutputReplacement
 from lora_jax.delta import parameters
 from lora_jax.train.pack import packed_step
 from lora_jax.train.step import train_step
-from lora_jax.weights.load import fingerprint
+from lora_jax.weights.fingerprint import fingerprint
 
 # Packs of these settings and two other runs have the same shapes, so the tests share compiled steps.
 LARGEST = {"rank": 8, "targets": "all", "lr": 5e-3, "batch": 8, "steps": 20, "optim__weight_decay": 0.1}

@@ -45,7 +45,7 @@ def score_of(rows: list[Row]) -> Score:
 def lines_over_rank(configurations: Iterable[Configuration], rows: list[Row]) -> dict[str, list[Configuration]]:
     """Returns the configurations that have a rank as lines over it, by label.
 
-    Where alpha follows rank, lines are told apart by the ratio of the two.
+    Where alpha follows rank, lines are separated by the ratio of the two.
     """
     ranked = [configuration for configuration in configurations if configuration.row.rank is not None]
     alphas = {configuration.row.alpha for configuration in ranked}
