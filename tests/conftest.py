@@ -6,11 +6,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 # As JAX's own tests do: LLVM's optimizations take more time than they save on tiny models. Subprocesses inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's fusion emitters double the time to compile. Later versions of XLA have no other, and no such flag.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A tenth of the campaign as tests. ``LORA_JAX_FAULTS=1 python -m pytest -m slow tests/faults`` runs all of it."""
+"""A twentieth of the campaign as tests. ``LORA_JAX_FAULTS=1 python -m pytest -m slow tests/faults`` runs all of it."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from faults.runner import run_trial
 from faults.world import World, make_world
 from filelock import FileLock
 
-FACTOR = float(os.environ.get("LORA_JAX_FAULTS", "0.1"))
+FACTOR = float(os.environ.get("LORA_JAX_FAULTS", "0.05"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
