@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 AT_MOST = 2_000  # rows of a validation split
-
 MOST_PROMPTS = 500  # of a validation split of texts to generate, which takes longer to score
 
 # One text or two, and the label.

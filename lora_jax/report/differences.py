@@ -88,12 +88,12 @@ def gap(first: Sequence[Row], second: Sequence[Row], split: str) -> Gap | None:
     sides = [tuple(row.outcomes for row in side if row.outcomes is not None) for side in (first, second)]
     complete = split == "test" and len(sides[0]) == len(first) and len(sides[1]) == len(second)
     metric = first[0].metric
-    gap = Gap(SeedScores.of(scores[0]), SeedScores.of(scores[1]), None)
+    observed = Gap(SeedScores.of(scores[0]), SeedScores.of(scores[1]), None)
     difference = _compare(metric, *sides) if complete and metric is not None else None
     # Another version of the program may have recorded another definition of the metric.
-    if difference is None or not math.isclose(difference.value, gap.value, rel_tol=1e-3, abs_tol=1e-3):
-        return gap
-    return replace(gap, difference=difference)
+    if difference is None or not math.isclose(difference.value, observed.value, rel_tol=1e-3, abs_tol=1e-3):
+        return observed
+    return replace(observed, difference=difference)
 
 
 def standard_error_of(row: Row) -> float | None:

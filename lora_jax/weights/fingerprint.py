@@ -30,8 +30,7 @@ def hash_head(backbone: Any, module: nnx.Module) -> str:
     """Returns the fingerprint of a module with the hashed `backbone`, which does not change."""
     digest = backbone.copy()
     _update(digest, {path: leaf for path, leaf in parameters(module).items() if path >= NEW})
-    text: str = digest.hexdigest()
-    return text
+    return str(digest.hexdigest())
 
 
 def _update(digest: Any, leaves: Mapping[str, Any]) -> None:

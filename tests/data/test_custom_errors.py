@@ -30,9 +30,6 @@ from lora_jax.errors import UserError
 pytestmark = pytest.mark.usefixtures("private_cache")
 
 
-# ---- what is refused
-
-
 def broken(row: int, **values: Any) -> list[dict[str, Any]]:
     """ROWS with other values in one row; a value of None is left out."""
     changed = {**ROWS[row], **values}
