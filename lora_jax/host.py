@@ -1,7 +1,8 @@
-"""The host's memory, where it is also the device's."""
+"""What a process does at its start: its malloc settings, and its devices."""
 
 import os
 import sys
+import threading
 
 MALLOC = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={os.cpu_count() or 2}"
 
@@ -24,3 +25,14 @@ def restart_with_malloc_settings() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = MALLOC
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def start_devices() -> None:
+    """Begins to start JAX's devices in a thread. On a GPU it takes a second, which other imports can use."""
+
+    def start() -> None:
+        import jax
+
+        jax.devices()
+
+    threading.Thread(target=start).start()

@@ -36,6 +36,7 @@ class PackedLauncher(Launcher):
         from lora_jax.commands.composition import note_point, plain
         from lora_jax.config import parse
         from lora_jax.config.point import check_names
+        from lora_jax.host import start_devices
         from lora_jax.sweep.baseline import baselines
 
         setup_globals()
@@ -60,6 +61,7 @@ class PackedLauncher(Launcher):
             for point in points:
                 if point.name != (trained := first[point.config.identity()].name):
                     print(f"{point.name} is the same run as {trained}, which is trained once", flush=True)
+            start_devices()
             from lora_jax.sweep.run import run_points  # imports JAX, which the checks above do not need
 
             gc.freeze()  # else each collection while JAX traces programs would scan what the imports made, in vain

@@ -13,6 +13,7 @@ from lora_jax.config.methods import (
 )
 from lora_jax.config.parse import parse
 from lora_jax.config.run import (
+    CompileConfig,
     DecodeConfig,
     ModelConfig,
     OptimConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "METHOD_SETTINGS",
     "QUANTISED",
     "BaseStorage",
+    "CompileConfig",
     "DecodeConfig",
     "FullSettings",
     "LoraSettings",

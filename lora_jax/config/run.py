@@ -98,6 +98,18 @@ class ModelConfig(Settings):
     )
 
 
+class CompileConfig(Settings):
+    """What the plan of a sweep chooses for its programs, unless it is fixed here (sweep/choices.py)."""
+
+    lengths: Literal["auto", "all", "longest"] = Field(
+        default="auto", description="the padded lengths, each with a program: all that occur, or the longest alone"
+    )
+    gemm: Literal["auto", "triton", "cublas"] = Field(
+        default="auto",
+        description="what computes products on a GPU; cublas compiles faster, triton trains faster",
+    )
+
+
 class DecodeConfig(Settings):
     """How test texts are generated: greedily, or by beam search."""
 
@@ -173,6 +185,7 @@ class RunConfig(Settings):
     task: TaskConfig
     method: METHOD_SETTINGS
     optim: OptimConfig
+    compile: CompileConfig = CompileConfig()
     wandb: WandbConfig = data(WandbConfig())
 
     base: Start | None = data(None, description="the folder of an adapter, or of its run, that training starts from")
@@ -195,7 +208,9 @@ class RunConfig(Settings):
     )
     eval_every: Count | Literal["epoch"] = "epoch"
     log_every: Count = 10
-    checkpoint_every: Count = 100
+    checkpoint_every: Count | Literal["auto"] = Field(
+        "auto", description="steps between checkpoints; auto: a minute of training"
+    )
     stop: Literal["none", "median"] = data(
         "none", description="whether runs that fall below the median of their pack are ended (train/stopping.py)"
     )

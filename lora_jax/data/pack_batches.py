@@ -18,23 +18,26 @@ class PackBatches:
     Args:
       parts: the batches of each task's runs.
       runs: the places in the pack of each task's runs.
+      one_length: whether every batch is padded to the longest length that occurs, so that one program trains all.
     """
 
-    def __init__(self, parts: Sequence[TrainBatches], runs: Sequence[Sequence[int]]):
+    def __init__(self, parts: Sequence[TrainBatches], runs: Sequence[Sequence[int]], one_length: bool = False):
         self._parts = tuple(parts)
         self._order = np.argsort(np.concatenate([np.asarray(places, int) for places in runs]))
         counts = [part.steps_per_epoch for part, places in zip(parts, runs, strict=True) for _ in places]
         self.steps_per_epoch: list[int] = np.array(counts)[self._order].tolist()  # of each run
         self.batch = parts[0].batch
+        shortest = max(min(part.lengths()) for part in self._parts)
+        occurring = sorted({n for part in self._parts for n in part.lengths() if n >= shortest})
+        self._lengths = tuple(occurring[-1:] if one_length else occurring)
 
     def lengths(self) -> tuple[int, ...]:
-        """Returns the padded lengths that can occur."""
-        shortest = max(min(part.lengths()) for part in self._parts)
-        return tuple(sorted({n for part in self._parts for n in part.lengths() if n >= shortest}))
+        """Returns the lengths that batches are padded to."""
+        return self._lengths
 
     def length_at(self, step: int) -> int:
         """Returns the padded length of a step."""
-        return max(part.length_at(step) for part in self._parts)
+        return max(self._lengths[0], *(part.length_at(step) for part in self._parts))
 
     def __getitem__(self, step: int) -> Batch:
         return self._join([part.at(step, self.length_at(step)) for part in self._parts])

@@ -31,12 +31,23 @@ def build_evaluators(program: Program, base: Base, run: RunConfig, tokens: TaskT
     return {name: EVALUATORS[name](program, base, run, tokens) for name in find_task(run.task).evaluators}
 
 
-def pack_evaluators(pack: Pack) -> list[TaskEvaluators]:
-    """Builds the evaluators of each task of a pack; UserError for settings that they refuse."""
+def pack_evaluators(pack: Pack, one_length: bool = False) -> list[TaskEvaluators]:
+    """Builds the evaluators of each task of a pack.
+
+    Args:
+      pack: the pack, arrays or shapes.
+      one_length: whether every batch is padded to the task's longest length.
+
+    Raises:
+      UserError: an evaluator refuses the settings.
+    """
     groups = group_by_task([point.config for point in pack.points])
     tasks = []
     for places in groups:
         setup, run = pack.setups[places[0]], pack.points[places[0]].config
+        if one_length:
+            task = run.task.model_copy(update={"buckets": setup.tokens.buckets_of(run)[-1:]})
+            run = run.model_copy(update={"task": task})
         base = dataclasses.replace(setup.base, model=pack.base)
         tasks.append(TaskEvaluators(tuple(places), build_evaluators(pack.program, base, run, setup.tokens)))
     return tasks

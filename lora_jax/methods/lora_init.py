@@ -124,4 +124,4 @@ def _gradient_factors(gradient: Array, scale: Array, rank: Array, largest: int) 
 
 
 def _wide() -> Any:
-    return jnp.zeros(()).dtype  # float32, or float64 where JAX_ENABLE_X64 asks for it
+    return jax.dtypes.canonicalize_dtype(float)  # float32, or float64 where JAX_ENABLE_X64 asks for it

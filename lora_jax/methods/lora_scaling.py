@@ -2,8 +2,8 @@
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 
 from lora_jax.adapters import Scaling
 from lora_jax.config import LoraSettings
@@ -26,7 +26,7 @@ def scaling_of(placement: Placement, settings: LoraSettings) -> Scaling:
         SCALINGS[settings.scaling](float(alpha), int(rank)) if rank else 0.0
         for alpha, rank in zip(placement.alpha, placement.rank, strict=True)
     ]
-    scale = np.asarray(factors if placement.site.layers else factors[0], jnp.zeros(()).dtype)
+    scale = np.asarray(factors if placement.site.layers else factors[0], canonicalize_dtype(float))
     dropout, factor_dropout = (
         np.full(scale.shape, rate, np.float32) if rate else None for rate in (settings.dropout, settings.factor_dropout)
     )

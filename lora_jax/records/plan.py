@@ -1,6 +1,7 @@
 """plan.json: the packs of a sweep."""
 
 from pathlib import Path
+from typing import Literal
 
 from lora_jax.records.files import parse_record, read_json, write_json
 from lora_jax.records.schema import RECORD_VERSION, Record
@@ -18,6 +19,10 @@ class PlannedPack(Record):
     steps: int
     tokens: int
     flops: float
+    lengths: Literal["all", "longest"] = "all"
+    gemm: Literal["default", "triton", "cublas"] = "default"
+    compile_seconds: float = 0.0
+    train_seconds: float = 0.0
 
 
 class Plan(Record):

@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy.special import bdtr, stdtr
 
 from lora_jax.statistics.bootstrap import bootstrap_scores
 from lora_jax.statistics.corpus import Answers, CorpusMetric
@@ -105,6 +104,8 @@ def mcnemar(a: Bool[np.ndarray, " examples"], b: Bool[np.ndarray, " examples"]) 
     equally good.
     """
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    from scipy.special import bdtr  # takes half a second, which a sweep should not pay before it trains
+
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
@@ -143,6 +144,8 @@ def _from_covariance(
         variance += max(0.0, sum(seeds) - shared)
         squares += seeds[0] ** 2 / (len(a) - 1) + seeds[1] ** 2 / (len(b) - 1)
     if variance > 0:
+        from scipy.special import stdtr  # see above
+
         freedom = variance**2 / squares  # Satterthwaite, 1946
         error = math.sqrt(variance)
         half, p = t_quantile(freedom) * error, 2 * float(stdtr(freedom, -abs(centre) / error))

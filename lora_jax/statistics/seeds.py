@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import stdtrit  # scipy.stats takes half a second to import, which a table should not cost
 
 CONFIDENCE = 0.95
 
@@ -72,4 +71,6 @@ def standard_error(values: Bool[np.ndarray, " examples"] | Float[np.ndarray, " e
 
 def t_quantile(freedom: float) -> float:
     """Returns the t for which ±t covers 95% of Student's distribution with `freedom` degrees of freedom."""
+    from scipy.special import stdtrit  # takes half a second, which a sweep should not pay before it trains
+
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lora_jax.config.point import Point
 from lora_jax.data.tasks import find_task
 from lora_jax.records import PlannedPack, flat
+from lora_jax.sweep.choices import Choice, Gemm, Lengths
 
 # A run may share a pack if its work there, with padding, is at most this multiple of its work alone.
 MAX_PADDED_WORK = 2.0
@@ -24,6 +25,10 @@ class PackPlan:
       steps: the steps of the longest run.
       tokens: tokens of all runs, with padding.
       flops: FLOPs of all runs, over the whole training.
+      lengths: whether batches are padded to all of the task's lengths, or to the longest alone.
+      gemm: what computes matrix products, as `choices.Choice` has it.
+      compile_seconds: predicted for all programs, with nothing in the cache; 0 without a prediction.
+      train_seconds: predicted for all steps; 0 without a prediction.
     """
 
     index: int
@@ -33,6 +38,10 @@ class PackPlan:
     steps: int
     tokens: int
     flops: float
+    lengths: Lengths = "all"
+    gemm: Gemm = "default"
+    compile_seconds: float = 0.0
+    train_seconds: float = 0.0
 
     @classmethod
     def from_record(cls, record: PlannedPack, points: tuple[Point, ...]) -> "PackPlan":
@@ -47,11 +56,17 @@ class PackPlan:
         )
 
     def part(self, index: int, members: Sequence[int]) -> "PackPlan":
-        """Returns a pack of the runs at `members`, with a proportional share of the costs."""
+        """Returns a pack of the runs at `members`, with a proportional share of the costs that grow with runs."""
         points = tuple(self.points[i] for i in members)
         share = len(points) / len(self.points)
-        sizes = round(share * self.bytes), self.exact, self.steps, round(share * self.tokens), share * self.flops
-        return PackPlan(index, points, *sizes)
+        return dataclasses.replace(
+            self,
+            index=index,
+            points=points,
+            bytes=round(share * self.bytes),
+            tokens=round(share * self.tokens),
+            flops=share * self.flops,
+        )
 
 
 class CostModel(Protocol):
@@ -72,7 +87,10 @@ class CostModel(Protocol):
         """Returns the mean padded length of a pack's batches."""
 
     def tokens(self, points: Sequence[Point]) -> int:
-        """Returns the tokens of a pack, with padding."""
+        """Returns the tokens of a pack, with the least padding."""
+
+    def choose(self, points: Sequence[Point]) -> Choice:
+        """Returns how a pack is to be compiled."""
 
 
 def plan(points: Sequence[Point], costs: CostModel) -> list[PackPlan]:
@@ -121,8 +139,16 @@ def separating_settings(packs: Sequence[PackPlan]) -> list[str]:
 
 
 def _make_plan(index: int, points: Sequence[Point], costs: CostModel) -> PackPlan:
-    steps, tokens = max(map(costs.steps, points)), costs.tokens(points)
-    return PackPlan(index, tuple(points), *costs.predict(points), steps, tokens, costs.work(points) * tokens / steps)
+    steps, tokens, choice = max(map(costs.steps, points)), costs.tokens(points), costs.choose(points)
+    return PackPlan(
+        index,
+        tuple(points),
+        *costs.predict(points),
+        steps,
+        tokens,
+        costs.work(points) * tokens / steps,
+        **choice._asdict(),
+    )
 
 
 def _group_by_cost(group: Sequence[Point], costs: CostModel) -> list[list[Point]]:

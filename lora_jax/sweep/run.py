@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import gc
+import itertools
 import logging
 import shutil
 import traceback
@@ -22,6 +23,7 @@ from lora_jax.records import RUN_FILE, Summary, inputs_key, locked, write_atomic
 from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
 from lora_jax.sweep.plan import PackPlan, separating_settings
 from lora_jax.sweep.plan_file import next_index, plan_points, replace_pack
+from lora_jax.sweep.prepare import Preparation
 from lora_jax.sweep.resume import RecordedInputs, check_inputs, check_runs, recorded_inputs
 from lora_jax.sweep.setups import Setups
 from lora_jax.sweep.speed import rough_seconds
@@ -31,9 +33,11 @@ from lora_jax.train import record
 from lora_jax.train.checkpoint import PackCheckpoints
 from lora_jax.train.display import ProgressDisplay
 from lora_jax.train.memory import is_out_of_memory, size
+from lora_jax.train.pack import initialise
 from lora_jax.train.start import check_start
 from lora_jax.train.step import program_of
 
+MAX_PROGRAMS = 4  # that differ, before JAX's caches are cleared
 MAX_NAMES = 8  # names of a pack's runs in the printed plan; plan.json has all names
 
 
@@ -69,7 +73,8 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
         for point in points:
             check_metrics(point.config)
         with ProgressDisplay() as display:
-            run = Sweep(home, group, display, Setups(), TrackingSession())
+            setups = Setups()
+            run = Sweep(home, group, display, setups, Preparation(setups), TrackingSession())
             run.validate(points, recorded_inputs(sweep))
             display.stage("planning")
             costs = Costs(run.setups)
@@ -78,10 +83,13 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
             for pack, settings in zip(packs, separating_settings(packs), strict=True):
                 display.say(describe_pack(pack, settings))
             try:
-                for previous, pack in zip([None, *packs], packs, strict=False):
-                    if previous and costs.program(previous.points) != costs.program(pack.points):
+                programs = 0
+                for pack, following in itertools.zip_longest(packs, packs[1:]):
+                    run.run_pack(pack, following)
+                    programs += following is not None and costs.program(pack.points) != costs.program(following.points)
+                    if programs == MAX_PROGRAMS:
                         jax.clear_caches()  # else the memory would grow with the number of programs
-                    run.run_pack(pack)
+                        programs = 0
             except Exception as error:
                 if not is_disk_full(error):
                     raise
@@ -103,6 +111,7 @@ class Sweep:
     group: str
     display: ProgressDisplay
     setups: Setups
+    preparation: Preparation
     tracking: TrackingSession
 
     def validate(self, points: Sequence[Point], recorded: RecordedInputs) -> None:
@@ -124,8 +133,10 @@ class Sweep:
             check_start(setup, point.config)
             build_evaluators(program_of(point.config), setup.base, point.config, setup.tokens)
 
-    def run_pack(self, pack: PackPlan) -> None:
+    def run_pack(self, pack: PackPlan, following: PackPlan | None = None) -> None:
         """Trains a pack, unless all its runs have results, and splits it if necessary.
+
+        The programs of the `following` pack are compiled meanwhile.
 
         A pack that runs out of memory is split into halves, down to single runs. A pack in which the `stop` rule has
         ended runs may be split into the ended and the unfinished runs. A part continues from the pack's newest
@@ -134,16 +145,10 @@ class Sweep:
         if all(record.is_done(point.folder) for point in pack.points):
             self._clear(pack)
             return
-        setups = [self.setups.get(point.config) for point in pack.points]
+        for point in pack.points:
+            self.setups.get(point.config)  # a base or data that has changed ends the sweep
         try:
-            unfinished = train_pack(
-                setups,
-                pack,
-                self.folder_of(pack),
-                group=self.group,
-                tracking=self.tracking,
-                display=self.display,
-            )
+            unfinished = self._train(pack, following)
             parts = [[i for i in range(len(pack.points)) if i not in unfinished], unfinished] if unfinished else []
             reason = f"{len(unfinished)} of {len(pack.points)} runs are unfinished and continue in their own pack"
         except Exception as error:
@@ -165,6 +170,19 @@ class Sweep:
         self.display.say(f"pack {pack.index}: {reason}, from step {step or 0}, as packs {names}")
         for part in packs:
             self.run_pack(part)
+
+    def _train(self, pack: PackPlan, following: PackPlan | None) -> list[int]:
+        """Initialises and trains a pack while its programs, and those of the `following` pack, are compiled.
+
+        Returns:
+          The indices of unfinished runs that should continue in their own pack.
+        """
+        prepared = self.preparation.prepare(pack)
+        initialise(prepared.pack)
+        if following is not None and not all(record.is_done(point.folder) for point in following.points):
+            self.preparation.prepare_ahead(following)
+        folder = self.folder_of(pack)
+        return train_pack(prepared, pack, folder, group=self.group, tracking=self.tracking, display=self.display)
 
     def folder_of(self, pack: PackPlan) -> Path:
         """Returns the folder of a pack's checkpoints."""
@@ -234,12 +252,19 @@ def describe_pack(pack: PackPlan, settings: str) -> str:
     names += f"  and {len(pack.points) - MAX_NAMES} more" if len(pack.points) > MAX_NAMES else ""
     storage = "" if config.base_storage == "auto" else f" on the {config.base_storage} base"
     storage += f" with {settings}" if settings else ""
-    minutes = rough_seconds(pack.flops, config.dtype) / 60
     return (
         f"pack {pack.index}: {len(pack.points)} x {config.method.name}{storage}, {pack.steps} steps of "
         f"{pack.tokens // pack.steps:,} tokens, {'about' if pack.exact else 'at most'} {pack.bytes / 2**30:.2f} GiB "
-        f"beside the base, roughly {minutes:.1f} min of training: {names}"
+        f"beside the base, roughly {_describe_time(pack)}: {names}"
     )
+
+
+def _describe_time(pack: PackPlan) -> str:
+    if not pack.compile_seconds:
+        return f"{rough_seconds(pack.flops, pack.points[0].config.dtype) / 60:.1f} min of training"
+    lengths = "one length" if pack.lengths == "longest" else "all lengths"
+    compiling = f"{pack.compile_seconds:.0f} s of compiling ({lengths}, products by {pack.gemm})"
+    return f"{compiling} and {pack.train_seconds:.0f} s of training"
 
 
 def _refuse_shared_folders(points: Sequence[Point]) -> None:

@@ -47,6 +47,10 @@ class Setups:
         self._evict(self._capacity)
         return self._setups[key]
 
+    def has(self, run: RunConfig) -> bool:
+        """Returns whether the setup that `run` needs is loaded."""
+        return inputs_key(run.model_dump(mode="json")) in self._setups
+
     def _loaded_base(self, key: tuple[str, ...]) -> Base | None:
         return next((setup.base for inputs, setup in self._setups.items() if self._bases[inputs] == key), None)
 

@@ -1,31 +1,29 @@
 """Trains one pack, from step 0 or its newest checkpoint, and writes the results of its runs."""
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lora_jax.data.tasks import scoring_of
-from lora_jax.evaluation import pack_evaluators
 from lora_jax.evaluation.validate import Validate
 from lora_jax.sweep.finish import finish
 from lora_jax.sweep.plan import PackPlan
+from lora_jax.sweep.prepare import PreparedPack
 from lora_jax.tracking import TrackingSession
 from lora_jax.train import record
 from lora_jax.train.callbacks import LogMetrics, SaveCheckpoints
 from lora_jax.train.checkpoint import PackCheckpoints
-from lora_jax.train.compile import compile_pack
+from lora_jax.train.compile import check_memory
 from lora_jax.train.display import ProgressDisplay
 from lora_jax.train.loop import Training, restore, train
 from lora_jax.train.memory import is_out_of_memory
-from lora_jax.train.pack import copied, make_pack
+from lora_jax.train.pack import copied
 from lora_jax.train.progress import Progress
-from lora_jax.train.setup import Setup
 
 
 def train_pack(
-    setups: Sequence[Setup],
+    prepared: PreparedPack,
     plan: PackPlan,
     checkpoints: Path,
     group: str,
@@ -35,8 +33,8 @@ def train_pack(
     """Trains a pack and writes each run's results to its folder.
 
     Args:
-      setups: the base and the task of each run.
-      plan: the runs of the pack.
+      prepared: the pack, initialised, and its programs.
+      plan: its plan.
       checkpoints: the folder of the pack's checkpoints.
       group: the W&B group.
       tracking: the session that opens the runs' trackers.
@@ -50,17 +48,17 @@ def train_pack(
         device runs out of memory later, XLA raises its own error. Checkpoints stay valid in both cases.
     """
     config = plan.points[0].config
-    pack = make_pack(setups, plan.points)
-    evaluators = pack_evaluators(pack)
+    pack, evaluators = prepared.pack, prepared.evaluators
     scorings = [scoring_of(point.config.task) for point in plan.points]
     lengths = ", ".join(map(str, pack.batches.lengths()))
     display.stage(f"compiling {len(plan.points)} x {config.method.name} for {lengths} tokens")
-    compiled = compile_pack(pack, evaluators)
+    compiled = prepared.compiled.result()
+    check_memory(pack, compiled)
     every = config.eval_every
     intervals = pack.batches.steps_per_epoch if every == "epoch" else [every] * len(plan.points)
     validate = Validate.every(intervals, pack.steps, evaluators, scorings)
     with contextlib.ExitStack() as stack:
-        names, fingerprint = [point.name for point in plan.points], setups[0].base.fingerprint
+        names, fingerprint = [point.name for point in plan.points], pack.setups[0].base.fingerprint
         store = PackCheckpoints(checkpoints, base_fingerprint=fingerprint, runs=names, warn=display.say)
         stack.enter_context(contextlib.closing(store))
         progress, best = Progress.start(len(plan.points)), copied(pack.state.params)
@@ -70,7 +68,7 @@ def train_pack(
         keep_until = training.progress.step if resumed else None
         training.trackers |= {
             run: stack.enter_context(
-                record.open_tracker(tracking, setups[run], point, group=group, keep_until=keep_until)
+                record.open_tracker(tracking, pack.setups[run], point, group=group, keep_until=keep_until)
             )
             for run, point in enumerate(plan.points)
             if not record.is_done(point.folder)

@@ -1,6 +1,8 @@
 """Callbacks of every training: they log metrics and save checkpoints. `loop.Callback` has the contract."""
 
 import dataclasses
+import time
+from typing import Literal
 
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ from jaxtyping import Bool
 from lora_jax.train import record
 from lora_jax.train.loop import Training
 from lora_jax.train.step import StepMetrics
+
+AUTO_SECONDS = 60.0  # between checkpoints, where no number of steps is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +36,27 @@ class LogMetrics:
         training.display.step(progress.step, np.asarray(metrics.loss), progress.tokens, progress.seconds)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class SaveCheckpoints:
-    """Saves a checkpoint of the pack every `every` steps while any run is unfinished."""
+    """Saves a checkpoint of the pack every `every` steps, or every minute, while any run is unfinished.
 
-    every: int
+    A checkpoint takes as long as dozens of small steps, and a pack that trains for less than a minute needs none.
+
+    Attributes:
+      every: the number of steps, or ``auto`` for every minute.
+      last_time: when the last checkpoint was saved, or training began.
+    """
+
+    every: int | Literal["auto"]
+    last_time: float = dataclasses.field(default_factory=time.monotonic)
 
     def after_step(self, training: Training, metrics: StepMetrics, active: Bool[np.ndarray, " runs"]) -> None:
         """Saves a checkpoint if one is due after this step."""
-        if training.progress.step % self.every == 0 and training.unfinished().any():
+        if self.every == "auto":
+            due = time.monotonic() - self.last_time >= AUTO_SECONDS
+        else:
+            due = training.progress.step % self.every == 0
+        if due and training.unfinished().any():
             training.progress.seconds = training.clock.seconds
             training.save_checkpoint()
+            self.last_time = time.monotonic()

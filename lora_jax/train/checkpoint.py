@@ -41,16 +41,27 @@ class PackCheckpoints:
     def __init__(
         self, folder: Path, *, base_fingerprint: str, runs: Sequence[str], warn: Callable[[str], None] = logger.warning
     ):
-        # Orbax measures its timeouts by the wall clock, which may jump. It waits at most 300 s for directories that a
-        # thread creates, whatever timeout_secs is, and its other threads then wait for them forever.
-        patient = ocp.options.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True, async_options=patient)
-        sys.unraisablehook = _report_unraisable
         self._folder = folder.absolute()  # orbax needs absolute paths
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._opened: Any = None
         self._owner = {"base": base_fingerprint, "runs": list(runs)}
         self._warn = warn
         self._damaged: list[int] = []
+
+    @property
+    def _manager(self) -> Any:
+        """Orbax's manager, which takes a second to import: a pack that needs no checkpoint never opens it."""
+        if self._opened is None:
+            # Orbax measures its timeouts by the wall clock, which may jump. It waits at most 300 s for directories that
+            # a thread creates, whatever timeout_secs is, and its other threads then wait for them forever.
+            patient = ocp.options.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
+            sys.unraisablehook = _report_unraisable
+            self._opened = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2, enable_async_checkpointing=True, async_options=patient
+                ),
+            )
+        return self._opened
 
     def save(self, step: int, arrays: Any, progress: dict[str, Any]) -> None:
         """Starts to save a checkpoint, and returns before it is on disk.
@@ -84,6 +95,8 @@ class PackCheckpoints:
         Raises:
           UserError: the checkpoint belongs to another base or to other runs.
         """
+        if not self._folder.exists():
+            return None
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
         with _quiet():
             for step in sorted(self._manager.all_steps(), reverse=True):
@@ -157,8 +170,9 @@ class PackCheckpoints:
 
     def close(self) -> None:
         """Waits until all checkpoints are on disk, and closes the manager."""
-        with contextlib.closing(self._manager):
-            self._manager.wait_until_finished()
+        if self._opened is not None:
+            with contextlib.closing(self._opened) as manager:
+                manager.wait_until_finished()
 
 
 def _checksums(arrays: Any) -> dict[str, str]:

@@ -16,12 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from lora_jax.adapters import OutputMask
+from lora_jax.config import RunConfig
 from lora_jax.config.point import Point
 from lora_jax.data.batches import Batch
 from lora_jax.data.pack_batches import PackBatches
 from lora_jax.errors import UserError
 from lora_jax.methods import AdapterInit
-from lora_jax.train.initial import initial_adapters
+from lora_jax.train.initial import initial_adapters, initial_shapes
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper, hyper_of
 from lora_jax.train.setup import Setup, common_base, pack_batches
 from lora_jax.train.start import start_from
@@ -39,7 +40,10 @@ from lora_jax.train.step import (
 
 @dataclasses.dataclass(eq=False)
 class Pack:
-    """The stacked arrays of runs on the device, and their settings and batches on the host."""
+    """The stacked arrays of runs on the device, and their settings and batches on the host.
+
+    `state`, `constants` and `hyper` are shapes until `initialise` draws them, which is enough to compile programs.
+    """
 
     program: Program
     points: Sequence[Point]
@@ -53,27 +57,55 @@ class Pack:
     hyper: Hyper
 
 
-def make_pack(setups: Sequence[Setup], points: Sequence[Point]) -> Pack:
-    """Initialises and stacks the runs of `points`.
+def shape_pack(setups: Sequence[Setup], points: Sequence[Point], one_length: bool = False) -> Pack:
+    """Returns the pack of `points` with shapes in place of arrays.
 
     Args:
       setups: the setup of each run. They share a base.
       points: the runs.
+      one_length: whether every batch is padded to the longest length.
+
+    Raises:
+      UserError: the model does not have a run's targets or ranks.
+    """
+    runs = [point.config for point in points]
+    program, base = program_of(runs[0]), common_base(setups)
+    batches = pack_batches(setups, runs, one_length)
+    steps = [run.steps_of(count) for run, count in zip(runs, batches.steps_per_epoch, strict=True)]
+    inits = [initial_shapes(setup.base.model, run) for setup, run in zip(setups, runs, strict=True)]
+    hypers = jax.eval_shape(lambda: _hypers(runs, steps))
+    state = jax.eval_shape(functools.partial(stack, program), inits, hypers)
+    return Pack(program, points, setups, base, inits, np.array(steps), batches, *state)
+
+
+def initialise(pack: Pack) -> None:
+    """Draws the initial arrays of a pack of shapes.
+
+    Raises:
+      UserError: an adapter to start from does not fit.
+    """
+    runs = [point.config for point in pack.points]
+    inits = [
+        start_from(setup, run, initial_adapters(pack.program, setup.base.model, run, pack.batches, i))
+        for i, (setup, run) in enumerate(zip(pack.setups, runs, strict=True))
+    ]
+    pack.inits = jax.eval_shape(lambda: inits)
+    pack.state, pack.constants, pack.hyper = stack(pack.program, inits, _hypers(runs, pack.steps.tolist()))
+
+
+def make_pack(setups: Sequence[Setup], points: Sequence[Point]) -> Pack:
+    """Initialises and stacks the runs of `points`, whose setups share a base.
 
     Raises:
       UserError: the model does not have a run's targets or ranks, or an adapter to start from does not fit.
     """
-    runs = [point.config for point in points]
-    program, base = program_of(runs[0]), common_base(setups)
-    batches = pack_batches(setups, runs)
-    steps = [run.steps_of(count) for run, count in zip(runs, batches.steps_per_epoch, strict=True)]
-    inits = [
-        start_from(setup, run, initial_adapters(program, setup.base.model, run, batches, i))
-        for i, (setup, run) in enumerate(zip(setups, runs, strict=True))
-    ]
-    hypers = [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]
-    shapes = jax.eval_shape(lambda: inits)
-    return Pack(program, points, setups, base, shapes, np.array(steps), batches, *stack(program, inits, hypers))
+    pack = shape_pack(setups, points)
+    initialise(pack)
+    return pack
+
+
+def _hypers(runs: Sequence[RunConfig], steps: Sequence[int]) -> list[Hyper]:
+    return [hyper_of(run, count) for run, count in zip(runs, steps, strict=True)]
 
 
 # Without `jit`, every small operation would be compiled separately.

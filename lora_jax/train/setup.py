@@ -93,14 +93,20 @@ def group_by_task(runs: Sequence[RunConfig]) -> list[list[int]]:
     return list(groups.values())
 
 
-def pack_batches(setups: Sequence[Setup], runs: Sequence[RunConfig]) -> PackBatches:
-    """Returns the training batches of a pack of these runs, with the setup of each."""
+def pack_batches(setups: Sequence[Setup], runs: Sequence[RunConfig], one_length: bool = False) -> PackBatches:
+    """Returns the training batches of a pack of these runs, with the setup of each.
+
+    Args:
+      setups: the setup of each run.
+      runs: the runs.
+      one_length: whether every batch is padded to the longest length.
+    """
     groups = group_by_task(runs)
     parts = [
         setups[places[0]].train_batches(runs[places[0]], tuple(runs[place].seed for place in places))
         for places in groups
     ]
-    return PackBatches(parts, groups)
+    return PackBatches(parts, groups, one_length)
 
 
 def common_base(setups: Sequence[Setup]) -> nnx.Module:

@@ -18,7 +18,7 @@ MOMENTS = {
     "a checkpoint is being written": ("lora_jax.train.callbacks", "record.train_figures", 5),
     "one run has its adapter and no summary": ("lora_jax.tracking.tracker", "Tracker.finish", 1),
     "one run of the pack has ended": ("lora_jax.sweep.finish", "save_adapter", 2),
-    "the next pack starts": ("lora_jax.sweep.train_pack", "make_pack", 2),
+    "the next pack starts": ("lora_jax.sweep.run", "initialise", 2),
     "the baseline is training": ("lora_jax.train.callbacks", "record.train_figures", 17),
 }
 LATE = ("lora_jax.train.callbacks", "record.train_figures", 9)  # after the checkpoints of steps 2 and 4
@@ -107,14 +107,14 @@ def test_a_complete_sweep_is_not_changed(command: CommandLine, swept, tmp_path):
 
 
 FIRST_PACK_FAILS = """
-from lora_jax.sweep import train_pack
-make_pack, calls = train_pack.make_pack, []
+from lora_jax.sweep import run
+initialise, calls = run.initialise, []
 def failing(*arguments):
     calls.append(arguments)
     if len(calls) == 1:
         raise ValueError("a bug")
-    return make_pack(*arguments)
-train_pack.make_pack = failing
+    return initialise(*arguments)
+run.initialise = failing
 """
 
 

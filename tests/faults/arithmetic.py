@@ -20,8 +20,8 @@ PAIR = ("rank=4", "rank=8")  # the runs that train together
 DISTURB_STEP = """
 import dataclasses, os
 import jax
-from lora_jax.sweep import train_pack
-nth, compile_pack, calls = int(os.environ["FAULT_STEP"]), train_pack.compile_pack, 0
+from lora_jax.sweep import prepare
+nth, compile_pack, calls = int(os.environ["FAULT_STEP"]), prepare.compile_pack, 0
 def disturbing(step):
     def call(base, state, constants, hyper, batch):
         global calls
@@ -31,13 +31,13 @@ def disturbing(step):
                 state, hyper = disturb(state, hyper)
         return step(base, state, constants, hyper, batch)
     return call
-def compile_disturbed(pack, evaluators):
-    compiled = compile_pack(pack, evaluators)
+def compile_disturbed(pack, *arguments):
+    compiled = compile_pack(pack, *arguments)
     if len(pack.points) != 2:
         return compiled
     steps = {length: disturbing(step) for length, step in compiled.steps.items()}
     return dataclasses.replace(compiled, steps=steps)
-train_pack.compile_pack = compile_disturbed
+prepare.compile_pack = compile_disturbed
 """
 RAISE = (
     DISTURB_STEP

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_jax.config.point import Point
+from lora_jax.sweep.choices import Choice
 from lora_jax.sweep.plan import plan, separating_settings
 
 
@@ -29,6 +30,9 @@ class Costs:
 
     def tokens(self, points):
         return len(points) * 256 * max(map(self.steps, points))
+
+    def choose(self, points):
+        return Choice("all", "default", 0.0, 0.0)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_the_same_settings_go_on(point):
     [
         ({"lr": 0.03}, "lr was 0.003 and is 0.03"),
         ({"rank": 16}, "rank was 8 and is 16"),
-        ({"checkpoint_every": 7}, "checkpoint_every was 100 and is 7"),
+        ({"checkpoint_every": 7}, "checkpoint_every was 'auto' and is 7"),
     ],
 )
 @pytest.mark.parametrize("status", [None, "failed", "finished"])

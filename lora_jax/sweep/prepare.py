@@ -1,0 +1,71 @@
+"""Compiles the programs of packs in the background: while a pack is initialised, and while the pack before it trains.
+
+Programs are compiled from shapes, so a pack that is prepared takes no memory on the device.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+
+from lora_jax.evaluation import pack_evaluators
+from lora_jax.sweep.choices import compiler_options
+from lora_jax.sweep.plan import PackPlan
+from lora_jax.sweep.setups import Setups
+from lora_jax.train.compile import CompiledPack, compile_pack
+from lora_jax.train.evaluator import TaskEvaluators
+from lora_jax.train.pack import Pack, shape_pack
+from lora_jax.train.setup import Setup
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedPack:
+    """A pack, of shapes until it is initialised, with the programs that are being compiled for it."""
+
+    pack: Pack
+    evaluators: Sequence[TaskEvaluators]
+    compiled: Future[CompiledPack]
+
+    @property
+    def setups(self) -> Sequence[Setup]:
+        return self.pack.setups
+
+
+class Preparation:
+    """Prepares the packs of a sweep, each once."""
+
+    def __init__(self, setups: Setups) -> None:
+        self._setups = setups
+        self._threads = ThreadPoolExecutor(thread_name_prefix="compile")
+        self._prepared: dict[int, PreparedPack] = {}  # ahead of their turn, by the index of the pack
+
+    def prepare(self, plan: PackPlan) -> PreparedPack:
+        """Returns the pack of `plan`, whose programs are compiled or being compiled.
+
+        Raises:
+          UserError: the setups cannot be loaded, or refuse the settings.
+        """
+        ahead = self._prepared.pop(plan.index, None)
+        if ahead is not None and not (ahead.compiled.done() and ahead.compiled.exception()):
+            return ahead
+        setups = [self._setups.get(point.config) for point in plan.points]
+        one_length = plan.lengths == "longest"
+        pack = shape_pack(setups, plan.points, one_length)
+        evaluators = pack_evaluators(pack, one_length)
+        options = compiler_options(plan.gemm, jax.default_backend())
+        return PreparedPack(pack, evaluators, self._threads.submit(compile_pack, pack, evaluators, options))
+
+    def prepare_ahead(self, plan: PackPlan) -> None:
+        """Begins to compile the programs of a later pack.
+
+        Not on a CPU, where it would take the cores that train, and not if a base had to be loaded for it. An error is
+        raised when the turn of the pack comes.
+        """
+        loaded = all(self._setups.has(point.config) for point in plan.points)
+        if jax.default_backend() == "cpu" or plan.index in self._prepared or not loaded:
+            return
+        try:
+            self._prepared[plan.index] = self.prepare(plan)
+        except Exception:
+            return
