@@ -184,11 +184,10 @@ class Costs:
 
 
 def layers_and_width(model: nnx.Module) -> tuple[int, int]:
-    """Returns the number of layers of `model` and the width of its hidden states, from the stacked scales of norms."""
-    shapes = [
-        weight.shape for path, weight in parameters(model).items() if "layers/" in path and path.endswith("/scale")
-    ]
-    return max(shapes, key=lambda shape: shape[-1])
+    """Returns the number of layers of `model` and the width of its hidden states, which its norms have."""
+    norms = [weight.shape for path, weight in parameters(model).items() if "layers/" in path and path.endswith("scale")]
+    layers, width = max(norms, key=lambda shape: shape[-1])
+    return layers, width
 
 
 def compiled_bytes(base: nnx.Module, run: RunConfig, init: AdapterInit, example: Batch, runs: int) -> int:

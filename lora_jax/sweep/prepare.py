@@ -33,10 +33,15 @@ class PreparedPack:
 
 
 class Preparation:
-    """Prepares the packs of a sweep, each once."""
+    """Prepares the packs of a sweep, each once.
 
-    def __init__(self, setups: Setups) -> None:
-        self._setups = setups
+    Args:
+      setups: the bases and tasks.
+      ahead: whether programs are compiled while an earlier pack trains, which takes cores from a CPU's training.
+    """
+
+    def __init__(self, setups: Setups, *, ahead: bool) -> None:
+        self._setups, self._ahead = setups, ahead
         self._threads = ThreadPoolExecutor(thread_name_prefix="compile")
         self._prepared: dict[int, PreparedPack] = {}  # ahead of their turn, by the index of the pack
 
@@ -57,13 +62,12 @@ class Preparation:
         return PreparedPack(pack, evaluators, self._threads.submit(compile_pack, pack, evaluators, options))
 
     def prepare_ahead(self, plan: PackPlan) -> None:
-        """Begins to compile the programs of a later pack.
+        """Begins to compile the programs of a later pack, unless a base had to be loaded for it.
 
-        Not on a CPU, where it would take the cores that train, and not if a base had to be loaded for it. An error is
-        raised when the turn of the pack comes.
+        An error is raised when the turn of the pack comes.
         """
         loaded = all(self._setups.has(point.config) for point in plan.points)
-        if jax.default_backend() == "cpu" or plan.index in self._prepared or not loaded:
+        if not self._ahead or plan.index in self._prepared or not loaded:
             return
         try:
             self._prepared[plan.index] = self.prepare(plan)

@@ -74,7 +74,14 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
             check_metrics(point.config)
         with ProgressDisplay() as display:
             setups = Setups()
-            run = Sweep(home, group, display, setups, Preparation(setups), TrackingSession())
+            run = Sweep(
+                home,
+                group,
+                display,
+                setups,
+                Preparation(setups, ahead=jax.default_backend() != "cpu"),
+                TrackingSession(),
+            )
             run.validate(points, recorded_inputs(sweep))
             display.stage("planning")
             costs = Costs(run.setups)

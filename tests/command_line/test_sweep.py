@@ -205,6 +205,41 @@ def test_a_second_start_compiles_nothing(command: CommandLine, swept, tmp_path):
     assert re.search(r"^hits: [1-9]\d* misses: 0$", done.stdout, re.M)
 
 
+COMPILE_AHEAD = """
+import functools
+from lora_jax.sweep import prepare, run
+taken = []
+class Watched(prepare.Preparation):
+    def __init__(self, setups, ahead):
+        super().__init__(setups, ahead=True)
+    def prepare(self, plan):
+        taken.append(plan.index in self._prepared)
+        return super().prepare(plan)
+run.Preparation = Watched
+import atexit
+atexit.register(lambda: print("taken:", taken))
+"""
+
+
+def test_the_next_pack_compiles_while_one_trains(command: CommandLine, swept, tmp_path):
+    sweep = tmp_path / "sweep"
+    done = command.after(COMPILE_AHEAD, "sweep", *SWEPT, f"hydra.sweep.dir={sweep}")
+    assert done.returncode == 0, done.stderr
+    # The first pack in its turn, the second ahead of it, and the second in its turn.
+    assert "taken: [False, False, True]" in done.stdout
+    for name in ("rank=4", "rank=8", "method=full"):
+        assert records(sweep / name)[-1]["test/accuracy"] == records(swept[0] / name)[-1]["test/accuracy"]
+
+
+def test_one_padded_length_can_be_fixed_by_hand(command: CommandLine, swept, tmp_path):
+    sizes = ["task.buckets=[16,24]", "compile.lengths=longest", "baseline=none"]
+    done = command.sweep(tmp_path / "sweep", *sizes, "rank=4", "steps=2")
+    assert done.returncode == 0, done.stderr
+    assert "for 24 tokens" in done.stdout
+    (pack,) = read(tmp_path / "sweep/plan.json")["packs"]
+    assert (pack["lengths"], pack["gemm"]) == ("longest", "default")
+
+
 @pytest.mark.slow
 def test_runs_of_a_pack_may_have_different_lengths(command: CommandLine, tmp_path):
     overrides = ["steps=3,6", "eval_every=2", "log_every=1", "rank=2", "lr=1e-2"]

@@ -19,7 +19,7 @@ from lora_jax.metrics import Scoring
 from lora_jax.sweep.choices import Choice
 from lora_jax.sweep.plan import plan
 from lora_jax.train.compile import compile_pack
-from lora_jax.train.pack import make_pack, packed_step, unstack_run
+from lora_jax.train.pack import initialise, make_pack, packed_step, shape_pack, unstack_run
 from lora_jax.train.setup import Setup, group_by_task
 from lora_jax.weights import load
 from lora_jax.weights.fingerprint import hash_backbone
@@ -86,10 +86,13 @@ def trained(setups, runs, steps=4):
 def scores(pack):
     evaluators = pack_evaluators(pack)
     compiled = compile_pack(pack, evaluators)
+    return [evaluated(pack, evaluators, compiled, split) for split in ("valid", "test")]
+
+
+def evaluated(pack, evaluators, compiled, split="test"):
     display = SimpleNamespace(stage=lambda _: None)
     training = SimpleNamespace(pack=pack, compiled=compiled, display=display)
-    scorings = [METRICS] * len(pack.points)
-    return [score_runs(training, evaluators, scorings, split, pack.state.params) for split in ("valid", "test")]
+    return score_runs(training, evaluators, [METRICS] * len(pack.points), split, pack.state.params)
 
 
 def test_a_run_trains_and_is_scored_as_it_is_alone(setups, runs):
@@ -108,6 +111,29 @@ def test_a_run_trains_and_is_scored_as_it_is_alone(setups, runs):
             for split, alone_split in zip(packed, scores(alone), strict=True):
                 assert split[i].metrics == pytest.approx(alone_split[0].metrics, rel=1e-9)
                 assert len(split[i].predictions["scores"].labels) == len(alone_split[0].predictions["scores"].labels)
+
+
+def test_one_length_for_all_batches_changes_nothing_but_the_padding(setups, runs):
+    points = [Point(str(i), Path(), run) for i, run in enumerate(runs[:2])]
+    packs = []
+    with jax.enable_x64(True):
+        for one_length in (False, True):
+            pack = shape_pack([setups[run.task.name] for run in runs[:2]], points, one_length)
+            initialise(pack)
+            evaluators = pack_evaluators(pack, one_length)
+            compiled = compile_pack(pack, evaluators)
+            for i in range(4):
+                batch = jax.device_put(pack.batches[i])
+                step = compiled.steps[batch.tokens.shape[-1]]
+                pack.state, _ = step(pack.base, pack.state, pack.constants, pack.hyper, batch)
+            packs.append((pack, evaluators, compiled))
+        assert [pack.batches.lengths() for pack, _, _ in packs] == [(8, 12), (12,)]
+        assert len(packs[1][2].evaluation) == 1 < len(packs[0][2].evaluation)
+        for leaf, expected in zip(*(jax.tree.leaves(pack.state.params) for pack, _, _ in packs), strict=True):
+            np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-9 * max(np.abs(expected).max(), 1e-3))
+        one, every = (evaluated(*each) for each in reversed(packs))
+        for run, expected in zip(one, every, strict=True):
+            assert run.metrics == pytest.approx(expected.metrics, rel=1e-9)
 
 
 def test_outputs_that_a_task_lacks_stay_zero(setups, runs):
