@@ -73,8 +73,10 @@ def train(config: DictConfig) -> float:
     folder = Path(hydra.runtime.output_dir)
     sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else folder
     with exit_on_error(sweep):
+        from lora_jax.host import start_devices
         from lora_jax.sweep.run import run_points
 
+        start_devices()
         point = note_point(config)
         (summary,) = run_points([point], home=folder, group=sweep.name, sweep=sweep)
         score = summary.score("valid")

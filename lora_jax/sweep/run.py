@@ -63,11 +63,9 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
     # Compiled programs are cached for later starts, in a folder that only this user can write to.
     jax.config.update("jax_compilation_cache_dir", str(private_folder("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # Orbax logs every step, and tracebacks of errors that it also raises; so does asyncio for tasks of Orbax. JAX logs
-    # that there is no TPU.
+    # Orbax logs every step, and tracebacks of errors that it also raises; so does asyncio for tasks of Orbax.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     with locked(home):
         check_runs(points)
         for point in points:
