@@ -30,7 +30,6 @@ def restart_with_malloc_settings() -> None:
 
 def start_devices() -> None:
     """Begins to start JAX's devices in a thread. On a GPU it takes a second, which other imports can use."""
-
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # it tells every CPU that it is no TPU
 
     def start() -> None:

@@ -8,6 +8,9 @@ from lora_jax.records.schema import RECORD_VERSION, Record
 
 PLAN_FILE = "plan.json"
 
+Gemm = Literal["default", "triton", "cublas"]
+Lengths = Literal["all", "longest"]
+
 
 class PlannedPack(Record):
     """A pack in plan.json, with predictions of its cost. `sweep.plan.PackPlan` describes the fields."""
@@ -19,8 +22,8 @@ class PlannedPack(Record):
     steps: int
     tokens: int
     flops: float
-    lengths: Literal["all", "longest"] = "all"
-    gemm: Literal["default", "triton", "cublas"] = "default"
+    lengths: Lengths = "all"
+    gemm: Gemm = "default"
     compile_seconds: float = 0.0
     train_seconds: float = 0.0
 

@@ -8,12 +8,10 @@ arithmetic costs more than its compiler, and TPUs were not measured.
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lora_jax.config import CompileConfig
-
-Gemm = Literal["default", "triton", "cublas"]
-Lengths = Literal["all", "longest"]
+from lora_jax.records.plan import Gemm, Lengths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from lora_jax.config.point import Point
 from lora_jax.data.tasks import find_task
 from lora_jax.records import PlannedPack, flat
-from lora_jax.sweep.choices import Choice, Gemm, Lengths
+from lora_jax.records.plan import Gemm, Lengths
+from lora_jax.sweep.choices import Choice
 
 # A run may share a pack if its work there, with padding, is at most this multiple of its work alone.
 MAX_PADDED_WORK = 2.0

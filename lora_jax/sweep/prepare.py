@@ -3,6 +3,7 @@
 Programs are compiled from shapes, so a pack that is prepared takes no memory on the device.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,6 @@ from lora_jax.sweep.setups import Setups
 from lora_jax.train.compile import CompiledPack, compile_pack
 from lora_jax.train.evaluator import TaskEvaluators
 from lora_jax.train.pack import Pack, shape_pack
-from lora_jax.train.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,10 +26,6 @@ class PreparedPack:
     pack: Pack
     evaluators: Sequence[TaskEvaluators]
     compiled: Future[CompiledPack]
-
-    @property
-    def setups(self) -> Sequence[Setup]:
-        return self.pack.setups
 
 
 class Preparation:
@@ -69,7 +65,5 @@ class Preparation:
         loaded = all(self._setups.has(point.config) for point in plan.points)
         if not self._ahead or plan.index in self._prepared or not loaded:
             return
-        try:
+        with contextlib.suppress(Exception):
             self._prepared[plan.index] = self.prepare(plan)
-        except Exception:
-            return

@@ -44,19 +44,19 @@ class SaveCheckpoints:
 
     Attributes:
       every: the number of steps, or ``auto`` for every minute.
-      last_time: when the last checkpoint was saved, or training began.
+      saved_time: the time of the newest checkpoint, or of the start of training.
     """
 
     every: int | Literal["auto"]
-    last_time: float = dataclasses.field(default_factory=time.monotonic)
+    saved_time: float = dataclasses.field(default_factory=time.monotonic)
 
     def after_step(self, training: Training, metrics: StepMetrics, active: Bool[np.ndarray, " runs"]) -> None:
         """Saves a checkpoint if one is due after this step."""
         if self.every == "auto":
-            due = time.monotonic() - self.last_time >= AUTO_SECONDS
+            due = time.monotonic() - self.saved_time >= AUTO_SECONDS
         else:
             due = training.progress.step % self.every == 0
         if due and training.unfinished().any():
             training.progress.seconds = training.clock.seconds
             training.save_checkpoint()
-            self.last_time = time.monotonic()
+            self.saved_time = time.monotonic()
