@@ -36,11 +36,11 @@ def uses_pallas(
         raise UserError(f"model.kernel={implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
     if implementation == "xla":
         return False
-    device = capability()
+    device, dtype = capability(), jnp.dtype(dtype)
     obstacles = {
         "this device is no CUDA GPU": device is None,
         "this GPU is older than compute capability 8.0": device is not None and device < (8, 0),
-        f"dtype={jnp.dtype(dtype).name} is not bfloat16 or float16": jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16),
+        f"dtype={dtype.name} is not bfloat16 or float16": dtype not in (jnp.bfloat16, jnp.float16),
         # Not measured before.
         f"jax {'.'.join(map(str, version))} is older than 0.11.1": version < (0, 11, 1),
     }

@@ -45,7 +45,10 @@ def plain_products(
     pairs: Sequence[tuple[Float[Array, "d_in rank"], Float[Array, "rank _"]]],
 ) -> list[Array]:
     """Computes what `products` does, in plain JAX."""
-    return [x @ w.astype(x.dtype) + (x @ a.astype(x.dtype)) @ b.astype(x.dtype) for w, (a, b) in zip(kernels, pairs)]
+    return [
+        x @ w.astype(x.dtype) + (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+        for w, (a, b) in zip(kernels, pairs, strict=True)
+    ]
 
 
 def products(
@@ -75,7 +78,7 @@ def _products(x, kernels, all_a, all_b):
 
 
 def _forward(x, kernels, all_a, all_b):
-    thin: Any = checkpoint_name(_thin(x, all_a), "thin")  # type: ignore[no-untyped-call]
+    thin = checkpoint_name(_thin(x, all_a), "thin")
     results = tuple(
         _sum_of_products([x], [w.astype(x.dtype)], [thin[None]], [b], column=i)
         for i, (w, b) in enumerate(zip(kernels, all_b, strict=True))
@@ -134,7 +137,8 @@ def _sum_of_products(xs, ws, thins, bs, *, column=0, transposed=False):
     count = len(xs)
 
     def kernel(*refs):
-        x_refs, w_refs, thin_refs, b_refs, out_ref = *(refs[i * count : (i + 1) * count] for i in range(4)), refs[-1]
+        *inputs, out_ref = refs
+        x_refs, w_refs, thin_refs, b_refs = (inputs[i * count : (i + 1) * count] for i in range(4))
         total = jnp.zeros(out_ref.shape, jnp.float32)
         for x_ref, w_ref in zip(x_refs, w_refs, strict=True):
 
