@@ -115,7 +115,9 @@ class FusedLowRank(LowRank):
 
         drops = any(key is not None and pair.dropout is not None for pair, key in zip(pairs, keys, strict=True))
         if drops or not kernel.fits(x, kernels, max(pair.a.shape[-1] for pair in pairs)):
-            return [LowRank.__call__(pair, x, w, key) for pair, w, key in zip(pairs, kernels, keys, strict=True)]
+            if len(pairs) == 1:
+                return [LowRank.__call__(pairs[0], x, kernels[0], keys[0])]
+            return [pair(x, w, key) for pair, w, key in zip(pairs, kernels, keys, strict=True)]
         masked = [pair.masked(key) for pair, key in zip(pairs, keys, strict=True)]
         return kernel.products(x, kernels, [(pair.a, pair.b) for pair in masked])
 

@@ -97,7 +97,7 @@ class ModelConfig(Settings):
         "auto", description="what computes attention; auto: cuDNN on a CUDA GPU where it can, XLA elsewhere"
     )
     kernel: Literal["auto", "pallas", "xla"] = Field(
-        "auto", description="what applies LoRA's pairs; auto: Pallas kernels on a CUDA GPU in 16 bits, XLA elsewhere"
+        "auto", description="what applies LoRA's pairs; auto: Pallas on an A100 or H100 in 16 bits, XLA elsewhere"
     )
 
 

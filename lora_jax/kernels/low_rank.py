@@ -7,11 +7,10 @@ of a gradient, and is followed by another kernel that adds two parts. Here
 - x·W + t·B is one kernel, as is the gradient of x, the sum over the projections of g·Wᵀ + u·Aᵀ;
 - u = g·Bᵀ and the gradient of B come from one kernel, which reads g once.
 
-Every sum has a fixed order, so results are the same bits in each call. A product that crosses blocks is written as
-parts, which XLA adds. `plain_products` is the same in plain JAX.
+A product that crosses blocks is written as parts, which XLA adds in a fixed order: results are the same bits in each
+call. `plain_products` is the same in plain JAX. What was measured: results/bench/kernels-h100.md.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,9 +24,8 @@ from jaxtyping import Array, Float
 from lora_jax.models.layers import Kernel
 
 ROWS, WIDTH = 256, 64  # rows of x must be a multiple of the one, d_in and d_out of the other
-MAX_WIDTH = 2048  # At the widths of Llama-3-8B, cuBLAS' x·W gains more than one kernel saves.
-MAX_RANK = 64
-MIN_RANK = 16  # the smallest side of a product on tensor cores
+MAX_WIDTH = 2048  # At the widths of Llama-3-8B, cuBLAS gains more on x·W than fewer kernels save.
+MIN_RANK, MAX_RANK = 16, 64  # of all projections together: what tensor cores need, and what was tried
 
 
 def fits(x: Any, kernels: Sequence[Kernel], rank: int) -> bool:
@@ -35,8 +33,13 @@ def fits(x: Any, kernels: Sequence[Kernel], rank: int) -> bool:
     rows = x.size // x.shape[-1]
     widths = [x.shape[-1], *(kernel.shape[-1] for kernel in kernels)]
     narrow = x.dtype in (jnp.bfloat16, jnp.float16)
-    small = rank <= MAX_RANK and max(widths) <= MAX_WIDTH
+    small = padded_rank(padded_rank(rank) * len(kernels)) <= MAX_RANK and max(widths) <= MAX_WIDTH
     return narrow and small and rows % ROWS == 0 and all(width % WIDTH == 0 for width in widths)
+
+
+def padded_rank(rank: int) -> int:
+    """Returns the power of two that `rank` is padded to: Triton has no other sizes."""
+    return max(MIN_RANK, 1 << (rank - 1).bit_length())
 
 
 def plain_products(
@@ -66,88 +69,77 @@ def products(
     Returns:
       The output of each projection, in the dtype of `x`.
     """
-    rank = _padded(max(a.shape[-1] for a, _ in pairs))
-    factors = [(_pad(a.astype(x.dtype), -1, rank), _pad(b.astype(x.dtype), -2, rank)) for a, b in pairs]
-    results = _products(x.reshape(-1, x.shape[-1]), tuple(kernels), *map(tuple, zip(*factors, strict=True)))
+    rank = padded_rank(max(a.shape[-1] for a, _ in pairs))
+    # The As side by side; to a power of two, as Triton needs.
+    a = _pad(
+        jnp.concatenate([_pad(a.astype(x.dtype), -1, rank) for a, _ in pairs], -1), -1, padded_rank(rank * len(pairs))
+    )
+    all_b = tuple(_pad(b.astype(x.dtype), -2, rank) for _, b in pairs)
+    results = _products(x.reshape(-1, x.shape[-1]), tuple(kernels), a, all_b)
     return [y.reshape(*x.shape[:-1], -1) for y in results]
 
 
 @jax.custom_vjp
-def _products(x, kernels, all_a, all_b):
-    return _forward(x, kernels, all_a, all_b)[0]
+def _products(x, kernels, a, all_b):
+    return _forward(x, kernels, a, all_b)[0]
 
 
-def _forward(x, kernels, all_a, all_b):
-    thin = checkpoint_name(_thin(x, all_a), "thin")
+def _forward(x, kernels, a, all_b):
+    thin = checkpoint_name(_thin(x, a), "thin")
     results = tuple(
-        _sum_of_products([x], [w.astype(x.dtype)], [thin[None]], [b], column=i)
+        _sum_of_products([x], [w.astype(x.dtype)], thin, b, place=i)
         for i, (w, b) in enumerate(zip(kernels, all_b, strict=True))
     )
-    return results, (x, kernels, all_a, all_b, thin)
+    return results, (x, kernels, a, all_b, thin)
 
 
 def _backward(residuals, gs):
-    x, kernels, all_a, all_b, thin = residuals
-    parts = [_gradients_of_b(g, thin, b, column=i) for i, (g, b) in enumerate(zip(gs, all_b, strict=True))]
-    us = [u for u, _ in parts]
-    grad_x = _sum_of_products(gs, [w.astype(x.dtype) for w in kernels], us, all_a, transposed=True)
-    grad_a = jnp.split(_gradient_of_a(x, us).sum(0).astype(x.dtype), len(us), axis=-1)
-    return grad_x, None, tuple(grad_a), tuple(grad_b.sum(0).astype(x.dtype) for _, grad_b in parts)
+    x, kernels, a, all_b, thin = residuals
+    parts = [_gradients_of_b(g, thin, b, place=i) for i, (g, b) in enumerate(zip(gs, all_b, strict=True))]
+    # XLA adds the parts of u faster than the kernels below would, which read them several times.
+    u = _pad(jnp.concatenate([u.sum(0) for u, _ in parts], -1).astype(x.dtype), -1, a.shape[-1])
+    grad_x = _sum_of_products(gs, [w.astype(x.dtype) for w in kernels], u, a, transposed=True)
+    grad_a = _gradient_of_a(x, u).sum(0).astype(x.dtype)
+    return grad_x, None, grad_a, tuple(grad_b.sum(0).astype(x.dtype) for _, grad_b in parts)
 
 
 _products.defvjp(_forward, _backward)
 
 
-def _thin(x, all_a):
-    """Returns x·A of each projection, side by side."""
-    rows, (d_in, rank) = 32, all_a[0].shape
+def _thin(x, a):
+    """Returns x·A."""
+    rows, (d_in, rank) = 32, a.shape
 
-    def kernel(x_ref, *refs):
-        *a_refs, out_ref = refs
+    def kernel(x_ref, a_ref, out_ref):
+        total = _loop(d_in, lambda s: _dot(x_ref[:, s], a_ref[s, :]), jnp.zeros(out_ref.shape, jnp.float32))
+        out_ref[...] = total.astype(out_ref.dtype)
 
-        def product(s):
-            x = x_ref[:, s]
-            return [_dot(x, a_ref[s, :]) for a_ref in a_refs]
-
-        for i, total in enumerate(_loop(d_in, product, [jnp.zeros((rows, rank), jnp.float32) for _ in all_a])):
-            out_ref[:, i * rank : (i + 1) * rank] = total.astype(out_ref.dtype)
-
-    width = rank * len(all_a)
     return _call(
         kernel,
         grid=(x.shape[0] // rows,),
-        in_specs=[
-            pl.BlockSpec((rows, d_in), lambda i: (i, 0)),
-            *(pl.BlockSpec((d_in, rank), lambda i: (0, 0)) for _ in all_a),
-        ],
-        out_specs=pl.BlockSpec((rows, width), lambda i: (i, 0)),
-        out_shape=jax.ShapeDtypeStruct((x.shape[0], width), x.dtype),
+        in_specs=[pl.BlockSpec((rows, d_in), lambda i: (i, 0)), pl.BlockSpec((d_in, rank), lambda i: (0, 0))],
+        out_specs=pl.BlockSpec((rows, rank), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct((x.shape[0], rank), x.dtype),
         stages=5,
         name="lora_thin",
-    )(x, *all_a)
+    )(x, a)
 
 
-def _sum_of_products(xs, ws, thins, bs, *, column=0, transposed=False):
-    """Returns the sum of x·W + t·B over projections; `transposed`: of x·Wᵀ + t·Bᵀ.
-
-    A `thin` has parts of t, to be added, in its first axis. `column` is t's place in its last axis.
-    """
-    out, rank = bs[0].shape if transposed else bs[0].shape[::-1]
+def _sum_of_products(xs, ws, thin, b, *, place=0, transposed=False):
+    """Returns Σ x·W + t·B, or if `transposed` Σ x·Wᵀ + t·Bᵀ. Of `thin`, t is the block of columns at `place`."""
+    out, rank = b.shape if transposed else b.shape[::-1]
     rows, columns, warps = (128, 128, 8) if out % 128 == 0 and out >= 1024 else (128, 64, 4)
-    count = len(xs)
 
     def kernel(*refs):
-        *inputs, out_ref = refs
-        x_refs, w_refs, thin_refs, b_refs = (inputs[i * count : (i + 1) * count] for i in range(4))
+        *in_refs, thin_ref, b_ref, out_ref = refs
         total = jnp.zeros(out_ref.shape, jnp.float32)
-        for x_ref, w_ref in zip(x_refs, w_refs, strict=True):
+        for x_ref, w_ref in zip(in_refs[: len(xs)], in_refs[len(xs) :], strict=True):
 
             def product(s, x_ref=x_ref, w_ref=w_ref):
                 return _dot(x_ref[:, s], w_ref[:, s] if transposed else w_ref[s, :], right=transposed)
 
             total = _loop(x_ref.shape[1], product, total)
-        for thin_ref, b_ref in zip(thin_refs, b_refs, strict=True):
-            total += _dot(_sum_parts(thin_ref, slice(None), out_ref.dtype), b_ref[...], right=transposed)
+        total += _dot(thin_ref[...], b_ref[...], right=transposed)
         out_ref[...] = total.astype(out_ref.dtype)
 
     def columns_of(depth):
@@ -160,17 +152,17 @@ def _sum_of_products(xs, ws, thins, bs, *, column=0, transposed=False):
         in_specs=[
             *(pl.BlockSpec((rows, x.shape[1]), lambda j, i: (i, 0)) for x in xs),
             *(columns_of(x.shape[1]) for x in xs),
-            *(pl.BlockSpec((thin.shape[0], rows, rank), lambda j, i: (0, i, column)) for thin in thins),
-            *(columns_of(rank) for _ in bs),
+            pl.BlockSpec((rows, rank), lambda j, i: (i, place)),
+            columns_of(rank),
         ],
         out_specs=pl.BlockSpec((rows, columns), lambda j, i: (i, j)),
         out_shape=jax.ShapeDtypeStruct((xs[0].shape[0], out), xs[0].dtype),
         warps=warps,
         name="lora_product",
-    )(*xs, *ws, *thins, *bs)
+    )(*xs, *ws, thin, b)
 
 
-def _gradients_of_b(g, thin, b, *, column):
+def _gradients_of_b(g, thin, b, *, place):
     """Returns parts of u = g·Bᵀ, ``[parts, rows, rank]``, and parts of tᵀ·g, ``[parts, rank, d_out]``."""
     rows, (rank, out) = 128, b.shape
     split = next(n for n in (4, 3, 2, 1) if out // WIDTH % n == 0)  # so that there are enough blocks for the device
@@ -192,7 +184,7 @@ def _gradients_of_b(g, thin, b, *, column):
         grid=(blocks, split),
         in_specs=[
             pl.BlockSpec((rows, width), lambda i, j: (i, j)),
-            pl.BlockSpec((rows, rank), lambda i, j: (i, column)),
+            pl.BlockSpec((rows, rank), lambda i, j: (i, place)),
             pl.BlockSpec((rank, width), lambda i, j: (0, j)),
         ],
         out_specs=[
@@ -207,47 +199,27 @@ def _gradients_of_b(g, thin, b, *, column):
     )(g, thin, b)
 
 
-def _gradient_of_a(x, us):
-    """Returns parts of xᵀ·u of each projection, side by side: ``[parts, d_in, projections · rank]``."""
-    (total, d_in), rank = x.shape, us[0].shape[-1]
+def _gradient_of_a(x, u):
+    """Returns parts of xᵀ·u, ``[parts, d_in, rank]``."""
+    (total, d_in), rank = x.shape, u.shape[1]
 
-    def kernel(x_ref, *refs):
-        *u_refs, out_ref = refs
+    def kernel(x_ref, u_ref, out_ref):
+        zeros = jnp.zeros(out_ref.shape, jnp.float32)
+        out_ref[...] = _loop(ROWS, lambda s: _dot(x_ref[s, :], u_ref[s, :], left=True), zeros)
 
-        def product(s):
-            x = x_ref[s, :]
-            return [_dot(x, _sum_parts(u_ref, s, x.dtype), left=True) for u_ref in u_refs]
-
-        for i, grad in enumerate(_loop(ROWS, product, [jnp.zeros((WIDTH, rank), jnp.float32) for _ in us])):
-            out_ref[:, i * rank : (i + 1) * rank] = grad
-
-    width = rank * len(us)
     return _call(
         kernel,
         grid=(d_in // WIDTH, total // ROWS),
-        in_specs=[
-            pl.BlockSpec((ROWS, WIDTH), lambda i, j: (j, i)),
-            *(pl.BlockSpec((u.shape[0], ROWS, rank), lambda i, j: (0, j, 0)) for u in us),
-        ],
-        out_specs=pl.BlockSpec((None, WIDTH, width), lambda i, j: (j, i, 0)),
-        out_shape=jax.ShapeDtypeStruct((total // ROWS, d_in, width), jnp.float32),
+        in_specs=[pl.BlockSpec((ROWS, WIDTH), lambda i, j: (j, i)), pl.BlockSpec((ROWS, rank), lambda i, j: (j, 0))],
+        out_specs=pl.BlockSpec((None, WIDTH, rank), lambda i, j: (j, i, 0)),
+        out_shape=jax.ShapeDtypeStruct((total // ROWS, d_in, rank), jnp.float32),
         name="lora_grad_a",
-    )(x, *us)
+    )(x, u)
 
 
-def _sum_parts(ref: Any, rows: Any, dtype: Any) -> Array:
-    """Returns those rows of the sum of ``ref[parts, rows, rank]`` over its parts."""
-    total: Array = functools.reduce(jnp.add, (ref[part, rows, :] for part in range(ref.shape[0])))
-    return total.astype(dtype)
-
-
-def _loop(length: int, product: Callable[[Any], Any], start: Any) -> Any:
-    """Returns `start` plus the sum of ``product(slice)`` over slices of WIDTH elements, of arrays or trees."""
-
-    def add(i, total):
-        return jax.tree.map(jnp.add, total, product(pl.ds(i * WIDTH, WIDTH)))
-
-    return jax.lax.fori_loop(0, length // WIDTH, add, start)
+def _loop(length: int, product: Callable[[Any], Array], start: Array) -> Array:
+    """Returns `start` plus the sum of ``product(slice)`` over the slices of WIDTH elements."""
+    return jax.lax.fori_loop(0, length // WIDTH, lambda i, total: total + product(pl.ds(i * WIDTH, WIDTH)), start)
 
 
 def _dot(a: Array, b: Array, *, left: bool = False, right: bool = False) -> Array:
@@ -264,11 +236,6 @@ def _call(kernel: Callable[..., None], *, warps: int = 4, stages: int = 3, **opt
         interpret=jax.default_backend() == "cpu",
         **options,
     )
-
-
-def _padded(rank: int) -> int:
-    """Returns the power of two that `rank` is padded to: Triton has no other sizes."""
-    return max(MIN_RANK, 1 << (rank - 1).bit_length())
 
 
 def _pad(x: Array, axis: int, size: int) -> Array:

@@ -15,7 +15,7 @@ from lora_jax.kernels.choice import uses_pallas
 from lora_jax.train.pack import packed_step, stack
 from lora_jax.train.step import program_of
 
-HOPPER, AMPERE, TURING = (9, 0), (8, 6), (7, 5)
+HOPPER, A100, RTX_30, TURING = (9, 0), (8, 0), (8, 6), (7, 5)
 FITS = {"dtype": jnp.bfloat16, "version": (0, 12, 0)}
 
 
@@ -27,7 +27,8 @@ def pallas_is_used(implementation, capability, **changes):
     "capability, changes, reason",
     [
         (None, {}, "this device is no CUDA GPU"),
-        (TURING, {}, r"this GPU is older than compute capability 8\.0"),
+        (TURING, {}, r"this GPU's compute capability is not 8\.0 or 9\.0"),
+        (RTX_30, {}, r"this GPU's compute capability is not 8\.0 or 9\.0"),
         (HOPPER, {"dtype": jnp.float32}, "dtype=float32 is not bfloat16 or float16"),
         (HOPPER, {"version": (0, 10, 2)}, r"jax 0\.10\.2 is older than 0\.11\.1\. Use auto or xla"),
     ],
@@ -40,7 +41,7 @@ def test_an_obstacle_makes_auto_use_xla_and_makes_pallas_an_error(capability, ch
 
 @pytest.mark.parametrize("changes", [{}, {"dtype": "float16"}, {"version": (0, 11, 1)}])
 def test_without_obstacles_auto_uses_pallas(changes):
-    assert pallas_is_used("auto", HOPPER, **changes) and pallas_is_used("pallas", AMPERE, **changes)
+    assert pallas_is_used("auto", HOPPER, **changes) and pallas_is_used("pallas", A100, **changes)
     assert not pallas_is_used("xla", HOPPER, **changes)
 
 

@@ -50,7 +50,9 @@ def assert_close(actual, expected):
         assert np.linalg.norm(ours - theirs) < TOLERANCE * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("widths, rank", [((64,), 1), ((192,), 16), ((128, 64, 64), 8), ((1024, 64), 33), ((256,), 64)])
+@pytest.mark.parametrize(
+    "widths, rank", [((64,), 1), ((192,), 16), ((128, 64, 64), 8), ((1024, 64), 33), ((256,), 64)]
+)
 def test_products_and_their_gradients_are_those_of_plain_jax(widths, rank):
     given = inputs(widths, rank)
     actual = jax.jit(lambda *given: value_and_gradients(low_rank.products, *given))(*given)
@@ -95,14 +97,15 @@ def test_a_kernel_stored_in_another_dtype_is_converted(kind):
         {"d_out": 1000},
         {"d_out": 49152},
         {"rank": 65},
+        {"rank": 17, "count": 3},
         {"dtype": jnp.float32},
     ],
 )
 def test_what_the_kernels_do_not_take(changes):
-    def fits(rows=512, d_in=128, d_out=64, rank=16, dtype=jnp.bfloat16):
-        return low_rank.fits(jnp.zeros((1, rows, d_in), dtype), [jnp.zeros((d_in, d_out))], rank)
+    def fits(rows=512, d_in=128, d_out=64, rank=16, count=1, dtype=jnp.bfloat16):
+        return low_rank.fits(jnp.zeros((1, rows, d_in), dtype), [jnp.zeros((d_in, d_out))] * count, rank)
 
-    assert fits() and fits(dtype=jnp.float16) and not fits(**changes)
+    assert fits() and fits(dtype=jnp.float16) and fits(count=3) and not fits(**changes)
 
 
 @pytest.fixture
@@ -133,6 +136,14 @@ def test_layers_that_read_one_input_are_one_call(calls):
     first, second = low_rank.plain_products(*in_float32(x, kernels, pairs))
     assert_close(actual, [first, second + 1])
     assert calls == [2]
+
+
+def test_a_group_of_too_large_ranks_is_applied_one_by_one(calls):
+    x, kernels, pairs = inputs((128, 64), 33)
+    fused = [LowRank(a, b).fused(x.dtype) for a, b in pairs]
+    actual = adapters.FusedLowRank.apply_together(fused, x, kernels, [None, None])
+    assert_close(actual, low_rank.plain_products(*in_float32(x, kernels, pairs)))
+    assert calls == [1, 1]
 
 
 @pytest.mark.parametrize("reason", ["dropout", "rows"])
