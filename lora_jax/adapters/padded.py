@@ -65,7 +65,7 @@ class Padded:
         """Returns these constants for a run that goes on from them, and whose own settings make `fresh`."""
         return self
 
-    def fused(self, dtype: DTypeLike) -> "Padded":
+    def fused(self, dtype: DTypeLike) -> Any:
         """Returns an adapter that computes the same in `dtype` with the kernels of `lora_jax.kernels`, or itself."""
         return self
 

@@ -50,9 +50,7 @@ def assert_close(actual, expected):
         assert np.linalg.norm(ours - theirs) < TOLERANCE * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize(
-    "widths, rank", [((64,), 1), ((192,), 16), ((128, 64, 64), 8), ((1024, 64), 33), ((256,), 64)]
-)
+@pytest.mark.parametrize("widths, rank", [((64,), 1), ((192,), 16), ((128, 64, 64), 8), ((1024, 64), 33), ((256,), 64)])
 def test_products_and_their_gradients_are_those_of_plain_jax(widths, rank):
     given = inputs(widths, rank)
     actual = jax.jit(lambda *given: value_and_gradients(low_rank.products, *given))(*given)
@@ -172,3 +170,18 @@ def test_dropout_of_the_factors_is_kept(calls):
     pair, key = LowRank(a, b, None, jnp.float32(0.5)), jax.random.key(0)
     assert_close(pair.fused(x.dtype)(x, kernel, key), pair(x, kernel, key))
     assert calls == [1]
+
+
+def test_a_product_smaller_than_rounding_is_not_lost():
+    """x·W is added in float32. Rounded first, it would swallow every t·B below half a unit in its last place."""
+    x, kernels, [(a, b)] = inputs((256,), 4)
+    small = b * 1e-4
+    expected = low_rank.plain_products(*in_float32(x, [jnp.zeros_like(kernels[0])], [(a, small)]))[0]
+
+    def share_that_remains(products):
+        with_pair, without = (products(x, kernels, [(a, factor)])[0] for factor in (small, 0 * small))
+        difference = (with_pair.astype(jnp.float32) - without.astype(jnp.float32)).ravel()
+        return float(difference @ expected.ravel() / (expected.ravel() @ expected.ravel()))
+
+    assert share_that_remains(low_rank.products) == pytest.approx(1, abs=0.1)
+    assert share_that_remains(low_rank.plain_products) < 0.2
