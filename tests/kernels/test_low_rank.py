@@ -69,6 +69,14 @@ def test_runs_share_a_kernel_under_vmap():
     assert_close(actual, packed(low_rank.plain_products, *in_float32(x, kernels, pairs)))
 
 
+def test_a_run_may_have_a_kernel_of_its_own():
+    """PiSSA's runs have other bases."""
+    x, kernels, pairs = inputs((64,), 4, runs=(2,))
+    own = [jnp.stack([kernels[0], -2 * kernels[0]])]
+    actual = jax.vmap(low_rank.products)(x, own, pairs)
+    assert_close(actual, jax.vmap(low_rank.plain_products)(*in_float32(x, own, pairs)))
+
+
 def test_a_padded_rank_has_no_gradient():
     x, kernels, [(a, b)] = inputs((64,), 4)
     padded = [(jnp.pad(a, ((0, 0), (0, 5))), jnp.pad(b, ((0, 5), (0, 0))))]
