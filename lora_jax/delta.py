@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lora_jax.errors import UserError
@@ -32,6 +33,9 @@ class Adapter(Protocol):
 
     def graft(self, module: nnx.Module, name: str) -> None:
         """Sets itself as the attribute `name` of `module`, a copy that may be changed."""
+
+    def fused(self, dtype: DTypeLike) -> "Adapter":
+        """Returns one that computes the same in `dtype` with the kernels of ``kernels/``, or itself."""
 
     def merge(self, module: nnx.Module, name: str, *, sign: int = 1) -> None:
         """Changes the parameters of `module`, a copy, so that it computes the same as with this adapter grafted.

@@ -28,6 +28,7 @@ LAYERS = (
     ("lora_jax.targets",),
     ("lora_jax.adapters",),
     ("lora_jax.delta",),
+    ("lora_jax.kernels",),
     ("lora_jax.models",),
     ("lora_jax.config",),
     ("lora_jax.cache", "lora_jax.host", "lora_jax.statistics"),

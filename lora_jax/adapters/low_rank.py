@@ -8,6 +8,7 @@ are exactly zero there, so an element-wise optimizer leaves them at zero. So a p
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
@@ -45,6 +46,10 @@ class LowRank(Padded):
             dropped = dropout(x, self.dropout, key)
         thin: Array = checkpoint_name(dropped @ a, "thin")  # type: ignore[no-untyped-call]
         return product(x, kernel) + thin @ b
+
+    def fused(self, dtype: DTypeLike) -> "FusedLowRank":
+        """Returns the pair in `dtype`, for `FusedLowRank` to apply."""
+        return FusedLowRank(self.a.astype(dtype), self.b.astype(dtype), self.dropout, self.factor_dropout)
 
     def pair(self, input_factor: "InputFactor | None" = None) -> "LowRank":
         """Returns itself: A and B are together."""
@@ -90,6 +95,31 @@ class LowRank(Padded):
         """Adds ``sign``·A·B to the weight of `module`, a linear layer or an embedding."""
         weight = getattr(module, module.weight).get_value()
         setattr(module, module.weight, nnx.Param(weight + sign * self.product().astype(weight.dtype)))
+
+
+@adapter
+class FusedLowRank(LowRank):
+    """A pair that Pallas kernels apply, where shapes allow and A's input is not dropped out."""
+
+    def __call__(self, x: Float[Array, "... d_in"], kernel: Kernel, key: Key) -> Float[Array, "... d_out"]:
+        """Computes x·(W + A·B)."""
+        return self.apply_together([self], x, [kernel], [key])[0]
+
+    @staticmethod
+    def apply_together(
+        pairs: Sequence["FusedLowRank"], x: Float[Array, "... d_in"], kernels: Sequence[Kernel], keys: Sequence[Key]
+    ) -> list[Array]:
+        """Computes x·(W + A·B) for several projections of one x."""
+        # Importing Pallas takes a second or more.
+        from lora_jax.kernels import low_rank as kernel
+
+        drops = any(key is not None and pair.dropout is not None for pair, key in zip(pairs, keys, strict=True))
+        if drops or not kernel.fits(x, kernels, max(pair.a.shape[-1] for pair in pairs)):
+            if len(pairs) == 1:
+                return [LowRank.__call__(pairs[0], x, kernels[0], keys[0])]
+            return [pair(x, w, key) for pair, w, key in zip(pairs, kernels, keys, strict=True)]
+        masked = [pair.masked(key) for pair, key in zip(pairs, keys, strict=True)]
+        return kernel.products(x, kernels, [(pair.a, pair.b) for pair in masked])
 
 
 @adapter

@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, jaxtyped
 
 from lora_jax.errors import UserError
@@ -62,6 +63,10 @@ class Padded:
 
     def continued(self, fresh: Self) -> Self:
         """Returns these constants for a run that goes on from them, and whose own settings make `fresh`."""
+        return self
+
+    def fused(self, dtype: DTypeLike) -> Any:
+        """Returns an adapter that computes the same in `dtype` with the kernels of `lora_jax.kernels`, or itself."""
         return self
 
     def shapes_at(self, module: Any, name: str) -> dict[str, tuple[int, ...]]:

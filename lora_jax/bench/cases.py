@@ -44,6 +44,7 @@ class LoraJaxCase(_Case):
     unroll: PositiveInt = 1
     remat: Literal["none", "dots", "layer"] = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
+    kernel: Literal["auto", "pallas", "xla"] = "auto"
     xla_flags: str = Field("", description="added to XLA_FLAGS of the case's process")
 
 

@@ -59,7 +59,7 @@ def run_of(case: LoraJaxCase, index: int) -> RunConfig:
     return parse(
         {
             "model": {"name": case.shape, "family": "llama", "source": "random"}
-            | {"unroll": case.unroll, "remat": case.remat, "attention": case.attention},
+            | {"unroll": case.unroll, "remat": case.remat, "attention": case.attention, "kernel": case.kernel},
             "task": {"name": "e2e", "buckets": [case.tokens], "steps": STEPS},
             "method": {"name": case.method, "lr": lr},
             "optim": {"name": "adamw"},

@@ -96,6 +96,9 @@ class ModelConfig(Settings):
     attention: Literal["auto", "xla", "cudnn"] = Field(
         "auto", description="what computes attention; auto: cuDNN on a CUDA GPU where it can, XLA elsewhere"
     )
+    kernel: Literal["auto", "pallas", "xla"] = Field(
+        "auto", description="what applies LoRA's pairs; auto: Pallas on an A100 or H100 in 16 bits, XLA elsewhere"
+    )
 
 
 class CompileConfig(Settings):

@@ -17,7 +17,7 @@ from flax import nnx
 from lora_jax.errors import shown
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
 from lora_jax.models.fields import Layers, Positive, Size
-from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, apply_together, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
 from lora_jax.models.slots import BlockSlot, SublayerSlot
 
@@ -158,9 +158,8 @@ class Attention(nnx.Module):
         self.prefix: Any = nnx.data(None)
 
     def __call__(self, x, context: DecoderContext, key: Key):
-        q, k, v = (
-            f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
-        )
+        together = apply_together((self.q, self.k, self.v), x, [fold(key, i) for i in range(3)])
+        q, k, v = (y.reshape(*x.shape[:-1], -1, self.d_head) for y in together)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, context.angle), rotate(k, context.angle)
@@ -177,8 +176,8 @@ class Mlp(nnx.Module):
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x, key: Key):
-        gate = jax.nn.gelu(self.gate(x, fold(key, 0)), approximate=True)
-        return self.down(gate * self.up(x, fold(key, 1)), fold(key, 2))
+        gate, up = apply_together((self.gate, self.up), x, [fold(key, 0), fold(key, 1)])
+        return self.down(jax.nn.gelu(gate, approximate=True) * up, fold(key, 2))
 
 
 class Block(nnx.Module):

@@ -7,7 +7,7 @@ Kernels are ``[d_in, d_out]``, as everywhere in Flax.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,8 +37,21 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... d_in"], key: Key = None) -> Float[Array, "... d_out"]:
         kernel = self.kernel.get_value()
-        y = product(x, kernel) if self.adapter is None else self.adapter(x, kernel, key)
-        return checkpoint_name(y if self.bias is None else y + self.bias.astype(x.dtype), "linear")
+        return self.add_bias(product(x, kernel) if self.adapter is None else self.adapter(x, kernel, key))
+
+    def add_bias(self, y: Float[Array, "... d_out"]) -> Float[Array, "... d_out"]:
+        """Returns the layer's output: `y` plus the bias, if there is one."""
+        return checkpoint_name(y if self.bias is None else y + self.bias.astype(y.dtype), "linear")
+
+
+def apply_together(layers: Sequence[Linear], x: Float[Array, "... d_in"], keys: Sequence[Key]) -> list[Array]:
+    """Applies several linear layers to one x. Adapters that have an `apply_together` are applied in common kernels."""
+    adapters = [layer.adapter for layer in layers]
+    together = getattr(adapters[0], "apply_together", None)
+    if together is None or any(type(adapter) is not type(adapters[0]) for adapter in adapters):
+        return [layer(x, key) for layer, key in zip(layers, keys, strict=True)]
+    results = together(adapters, x, [layer.kernel.get_value() for layer in layers], keys)
+    return [layer.add_bias(y) for layer, y in zip(layers, results, strict=True)]
 
 
 def product(x: Float[Array, "... d_in"], kernel: Kernel) -> Float[Array, "... d_out"]:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from lora_jax.models.decoder import Decoder, DecoderContext, LayerSpec
 from lora_jax.models.fields import Layers, Positive, Size
-from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, fold, stack_layers
+from lora_jax.models.layers import Embedding, Key, Linear, RMSNorm, apply_together, fold, stack_layers
 from lora_jax.models.rope import Rope, read_rope, rotate
 from lora_jax.models.slots import BlockSlot, SublayerSlot
 
@@ -98,9 +98,8 @@ class Attention(nnx.Module):
         self.prefix: Any = nnx.data(None)
 
     def __call__(self, x, context: DecoderContext, key: Key):
-        q, k, v = (
-            f(x, fold(key, i)).reshape(*x.shape[:-1], -1, self.d_head) for i, f in enumerate((self.q, self.k, self.v))
-        )
+        together = apply_together((self.q, self.k, self.v), x, [fold(key, i) for i in range(3)])
+        q, k, v = (y.reshape(*x.shape[:-1], -1, self.d_head) for y in together)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, context.angle), rotate(k, context.angle)
@@ -115,7 +114,8 @@ class Mlp(nnx.Module):
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def __call__(self, x, key: Key):
-        return self.down(jax.nn.silu(self.gate(x, fold(key, 0))) * self.up(x, fold(key, 1)), fold(key, 2))
+        gate, up = apply_together((self.gate, self.up), x, [fold(key, 0), fold(key, 1)])
+        return self.down(jax.nn.silu(gate) * up, fold(key, 2))
 
 
 class Block(nnx.Module):

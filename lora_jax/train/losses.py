@@ -153,7 +153,8 @@ _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 def _losses(logits_of, consts, hidden, labels):
     logits = _to_float32(logits_of(hidden, *consts))
     labelled = labels != IGNORED
-    picked = jnp.take_along_axis(logits, jnp.where(labelled, labels, 0)[..., None], axis=-1)[..., 0]
+    # A sum with one term, not an indexed read: XLA would write all logits in float32 for it.
+    picked = jnp.where(jnp.arange(logits.shape[-1]) == labels[..., None], logits, 0).sum(-1)
     losses = jnp.where(labelled, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
     return losses, labelled & (logits.argmax(-1) == labels)
 

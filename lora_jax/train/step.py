@@ -14,6 +14,7 @@ from lora_jax.data.batches import Batch
 from lora_jax.data.tasks import find_task
 from lora_jax.delta import graft
 from lora_jax.errors import UserError
+from lora_jax.kernels.choice import uses_pallas
 from lora_jax.methods import Method, method_of
 from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES, batch_loss
@@ -40,13 +41,15 @@ class Program:
     unroll: int | bool  # as jax.lax.scan takes it
     remat: str
     attention: str
+    kernel: str  # what applies low-rank pairs: "xla" or "pallas"
 
 
 def program_of(run: RunConfig) -> Program:
     """Returns the program of `run`. Runs with the same ``run.program_key()`` have the same program.
 
     Raises:
-      UserError: the method has an ensemble, and the outputs for the task cannot be averaged.
+      UserError: the method has an ensemble, and the outputs for the task cannot be averaged; or the run asks for Pallas
+        kernels, which this device or dtype does not have.
     """
     # A CPU unrolls the whole stack of layers, which is faster, but not under `remat`: without a loop, XLA on a CPU
     # recomputes at once what `remat` dropped, so no memory is saved.
@@ -66,6 +69,7 @@ def program_of(run: RunConfig) -> Program:
         unroll=unroll_all if run.model.unroll == "auto" else run.model.unroll,
         remat=run.model.remat,
         attention=run.model.attention,
+        kernel="pallas" if uses_pallas(run.model.kernel, run.dtype) else "xla",
     )
 
 
@@ -104,7 +108,10 @@ def compute_options(program: Program) -> ComputeOptions:
 def adapt(program: Program, base: nnx.Module, params: Params, constants: Any) -> nnx.Module:
     """Returns `base` with a run's delta grafted into it."""
     mask = {path: value for path, value in constants.items() if path == OUTPUT_MASK}
-    return graft(base, program.method.materialise(params, _of_method(constants)) | mask)
+    delta = program.method.materialise(params, _of_method(constants))
+    if program.kernel == "pallas":
+        delta = {path: value.fused(program.dtype) for path, value in delta.items()}
+    return graft(base, delta | mask)
 
 
 def _of_method(constants: Any) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Kernels for GPUs, each beside the plain JAX that computes the same."""
