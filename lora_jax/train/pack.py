@@ -167,7 +167,7 @@ def packed_outputs(program: Program):
         return jax.jit(jax.vmap(functools.partial(outputs_of, program), in_axes=(None, 0, 0, None)))
 
     def outputs(base: nnx.Module, params: Params, constants: Any, batch: Batch) -> Any:
-        return jax.lax.map(lambda run: outputs_of(program, base, *run, batch), (params, constants))
+        return jax.lax.map(lambda run: outputs_of(program, base, run[0], run[1], batch), (params, constants))
 
     return jax.jit(outputs)
 
