@@ -1,7 +1,7 @@
 """Predicts the memory and the work of a pack before anything is allocated for it.
 
-XLA decides what it stores besides a program's arguments (on a CPU it stores W + A·B for every run, and rematerialised
-layers do not show in shapes). So the step is compiled, from shapes alone, for two and for four runs. The bytes of packs
+XLA decides what it stores besides a program's arguments (on a CPU it stores W + A·B, and rematerialised layers do not
+show in shapes). So the step is compiled, from shapes alone, for two and for four runs. The bytes of packs
 of one program grow linearly with the number of runs from there on. A step of one run is not used, because XLA drops its
 axis of runs: extrapolation from one and two runs to eight was up to 9% too low on a CPU, and from two and four runs at
 most 2% off.
