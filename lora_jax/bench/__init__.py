@@ -1,4 +1,4 @@
-"""Measurements against other libraries, each in fresh processes: ``python -m experiments.bench <name>``.
+"""Measurements of this library and others, each in fresh processes: ``python -m experiments.bench <name>``.
 
 A bench is a module with three things:
 
@@ -13,4 +13,5 @@ BENCHES: dict[str, str] = {
     "sweep_vs_peft": "lora_jax.bench.sweep_vs_peft",
     "step": "lora_jax.bench.step_vs_peft",
     "inference": "lora_jax.bench.inference",
+    "costs": "lora_jax.bench.costs",
 }

@@ -26,33 +26,40 @@ class _Case(Settings):
     batch: PositiveInt = 8
     tokens: PositiveInt = 512
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    runs: PositiveInt = 1
+    ranks: tuple[PositiveInt, ...] = Field((16,), description="of the runs, in turn")
+    steps: PositiveInt = Field(200, description="of a sweep")
+    scored: PositiveInt = Field(64, description="texts that a sweep scores for each run")
 
 
 class LoraJaxCase(_Case):
     """A pack of lora_jax.
 
     `measure`: ``step`` times steps. ``compile`` compiles the step and reports XLA's plan of memory. ``sweep`` times a
-    process that trains `steps` steps, with imports, initialisation and compilation; it needs its own stage.
+    process that trains `steps` steps and scores `scored` texts per run, with imports, initialisation and compilation;
+    it needs its own stage.
     """
 
     side: Literal["ours"] = "ours"
     measure: Literal["step", "compile", "sweep"] = "step"
-    steps: PositiveInt = Field(200, description="of a sweep")
-    runs: PositiveInt = 1
-    ranks: tuple[PositiveInt, ...] = Field((16,), description="of the runs, in turn")
+    cache: str = Field("", description="a sweep's folder of compiled programs; by default it has none")
     base_storage: Literal["auto", "bf16", "f32", "int8", "nf4"] = "auto"
     unroll: PositiveInt = 1
     remat: Literal["none", "dots", "layer"] = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     kernel: Literal["auto", "pallas", "xla"] = "auto"
+    gemm: Literal["default", "triton", "cublas"] = "default"
     xla_flags: str = Field("", description="added to XLA_FLAGS of the case's process")
 
 
 class PeftCase(_Case):
-    """A model of transformers with PEFT's LoRA, or fully fine-tuned with its embeddings."""
+    """A model of transformers with PEFT's LoRA, or fully fine-tuned with its embeddings.
+
+    A step is that of one run. A sweep trains and scores its runs one after another in one process.
+    """
 
     side: Literal["peft"] = "peft"
-    rank: PositiveInt = 16
+    measure: Literal["step", "sweep"] = "step"
     mode: Literal["eager", "compile"] = "eager"
     factors: Literal["same", "float32"] = Field(
         "same", description="LoRA's own dtype: the model's, which is faster; or float32 under autocast, PEFT's default"
@@ -109,7 +116,7 @@ def _plain(node: Any) -> Any:
 def _check_stages(stages: list[list[LoraJaxCase | PeftCase]]) -> list[list[LoraJaxCase | PeftCase]]:
     """Returns `stages`. Raises UserError if a case with measure=sweep shares its stage."""
     for stage in stages:
-        if len(stage) > 1 and any(isinstance(case, LoraJaxCase) and case.measure == "sweep" for case in stage):
+        if len(stage) > 1 and any(case.measure == "sweep" for case in stage):
             raise UserError(
                 "measure=sweep: the time includes the start of the process, so the case needs a stage of its own"
             )

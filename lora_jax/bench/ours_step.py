@@ -26,10 +26,11 @@ from lora_jax.data.batches import Batch
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.models.causal import CausalLM
 from lora_jax.models.llama import Llama, LlamaConfig
+from lora_jax.sweep.choices import GEMM_OPTIONS
 from lora_jax.train.loop import train_steps
 from lora_jax.train.memory import peak_bytes, run_bytes, size
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import Pack, packed_step, stack
+from lora_jax.train.pack import Pack, packed_outputs, packed_step, stack
 from lora_jax.train.step import program_of
 from lora_jax.weights import load
 
@@ -110,25 +111,29 @@ def hypers_of(case: LoraJaxCase) -> list[Hyper]:
     return [hyper_of(run_of(case, i), STEPS) for i in range(case.runs)]
 
 
-def compile_all(cases: list[LoraJaxCase], base: nnx.Module) -> list[concurrent.futures.Future[Compiled]]:
+def compile_all(
+    cases: list[LoraJaxCase], base: nnx.Module, threads: int | None = None
+) -> list[concurrent.futures.Future[Compiled]]:
     """Compiles the programs of all cases. Each case compiles while the next ones are traced.
 
     Args:
       cases: the cases.
       base: the base; may be shapes.
+      threads: how many compile at a time; None is one for each core.
 
     Returns:
       Futures, all done. The future of a case that failed raises its error.
     """
 
-    def finish(stacked, lowered, tracing_seconds: float, bytes_of) -> Compiled:
+    def finish(case: LoraJaxCase, stacked, lowered, tracing_seconds: float, bytes_of) -> Compiled:
         start_time = time.perf_counter()
-        step = lowered.compile()
+        step = lowered.compile(GEMM_OPTIONS[case.gemm])
         seconds = tracing_seconds + time.perf_counter() - start_time
-        return Compiled(stacked.compile(), step, seconds, len(cases) - 1, bytes_of())
+        return Compiled(stacked.compile(), step, seconds, beside, bytes_of())
 
+    beside = 0 if threads == 1 else len(cases) - 1
     futures: list[concurrent.futures.Future[Compiled]] = []
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for case in cases:
             start_time = time.perf_counter()
             try:
@@ -137,7 +142,8 @@ def compile_all(cases: list[LoraJaxCase], base: nnx.Module) -> list[concurrent.f
                 futures.append(concurrent.futures.Future())
                 futures[-1].set_exception(error)
                 continue
-            futures.append(pool.submit(finish, stacked, lowered, time.perf_counter() - start_time, bytes_of))
+            tracing_seconds = time.perf_counter() - start_time
+            futures.append(pool.submit(finish, case, stacked, lowered, tracing_seconds, bytes_of))
     return futures
 
 
@@ -196,24 +202,45 @@ def measure(case: LoraJaxCase, future: concurrent.futures.Future[Compiled], base
 
 
 def sweep(case: LoraJaxCase, start_time: float) -> dict[str, Any]:
-    """Measures a pack from the start of its process to its last step, with new tokens at every step."""
+    """Measures a pack from the start of its process to its last score, with new tokens at every step.
+
+    Programs compile while weights and adapters are drawn, as in a sweep.
+    """
     clock = Clock(start_time)
     clock.lap("imports")
-    base = jax.block_until_ready(base_of(case))
-    clock.lap("load")
-    program, inits = program_of(run_of(case, 0)), inits_of(case, base)
-    stacked = stack(program, inits, hypers_of(case))
-    batches: Any = [batch_of(case, step) for step in range(case.steps)]
-    clock.lap("start")
-    compiled = compile_all([case], base)[0].result()
-    clock.lap("compile")
-    pack = Pack(program, [], [], base, inits, np.full(case.runs, case.steps), batches, *jax.block_until_ready(stacked))
-    del stacked  # the step donates the state
+    if case.cache:
+        jax.config.update("jax_compilation_cache_dir", case.cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    shapes_of_base = jax.eval_shape(lambda: base_of(case))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiling = pool.submit(lambda: compile_all([case], shapes_of_base)[0].result())
+        base = base_of(case)
+        program, inits = program_of(run_of(case, 0)), inits_of(case, base)
+        state, constants, hyper = jax.block_until_ready(stack(program, inits, hypers_of(case)))
+        clock.lap("start")
+        batches: Any = [batch_of(case, step) for step in range(case.steps)]
+        evaluation = packed_outputs(program).lower(base, state.params, constants, scored_batch(case, 0)).compile()
+        clock.lap("compile scoring")
+        compiled = compiling.result()
+        clock.lap("compile")
+    pack = Pack(program, [], [], base, inits, np.full(case.runs, case.steps), batches, state, constants, hyper)
+    del state  # the step donates it
     losses = [metrics.loss for _, metrics in train_steps(base, pack, {case.tokens: compiled.step}, 0)]
     ends = [float(losses[i].mean()) for i in (0, -1)]
     clock.lap("train")
+    scores = [
+        evaluation(base, pack.state.params, pack.constants, scored_batch(case, i))
+        for i in range(case.scored // case.batch)
+    ]
+    jax.block_until_ready(scores)
+    clock.lap("score")
     memory = {"base": size(base), "planned": peak_bytes(compiled.step), "peak": _peak()}
     return facts(case) | {"wall_seconds": clock.total, "parts": clock.parts, "loss": ends, "memory": memory}
+
+
+def scored_batch(case: LoraJaxCase, index: int) -> Batch:
+    """Returns a batch that all runs score: random tokens other than those of training."""
+    return jax.tree.map(lambda leaf: leaf[0], batch_of(case, case.steps + index))
 
 
 def facts(case: LoraJaxCase) -> dict[str, Any]:
@@ -253,7 +280,7 @@ def main(job: dict[str, Any]) -> None:
             return [functools.partial(sweep, cases[0], job["start_time"])]
         needs_weights = any(case.measure != "compile" for case in cases)
         base = base_of(cases[0]) if needs_weights else jax.eval_shape(lambda: base_of(cases[0]))
-        futures, limit = compile_all(cases, base), functools.cache(ceiling)
+        futures, limit = compile_all(cases, base, job.get("threads")), functools.cache(ceiling)
 
         def measure_with_ceiling(case: LoraJaxCase, future: concurrent.futures.Future[Compiled]) -> dict[str, Any]:
             return measure(case, future, base) | {"ceiling": limit()}

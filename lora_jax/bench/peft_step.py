@@ -16,12 +16,12 @@ from typing import Any
 
 from lora_jax.bench import shapes
 from lora_jax.bench.cases import PeftCase
-from lora_jax.bench.clock import seconds_per_call, spread
+from lora_jax.bench.clock import Clock, seconds_per_call, spread
 from lora_jax.bench.worker import Measure, serve
 
 
-def model_of(case: PeftCase, device: str):
-    """Returns a model with random weights on `device`, with LoRA if the case has it."""
+def model_of(case: PeftCase, device: str, rank: int):
+    """Returns a model with random weights on `device`, with LoRA of `rank` if the case has it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -34,7 +34,7 @@ def model_of(case: PeftCase, device: str):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     if case.method == "lora":
-        lora = LoraConfig(r=case.rank, lora_alpha=2 * case.rank, lora_dropout=0.0, target_modules="all-linear")
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
         model = get_peft_model(model, lora, autocast_adapter_dtype=case.factors == "float32")
     return model.train()
 
@@ -102,15 +102,52 @@ def measure(case: PeftCase, stepper: Stepper, device: str, first_seconds: float)
     }
 
 
+def sweep(case: PeftCase, start_time: float) -> dict[str, Any]:
+    """Measures runs, one after another, from the start of the process to the last score. Each step has new tokens."""
+    clock = Clock(start_time)
+    import peft  # noqa: F401
+    import torch
+    import transformers  # noqa: F401 (imported here so that the clock books it as an import)
+
+    clock.lap("imports")
+    device, losses = "cuda" if torch.cuda.is_available() else "cpu", []
+    for index in range(case.runs):
+        model = model_of(case, device, case.ranks[index % len(case.ranks)])
+        stepper = Stepper(case, model, device)
+        clock.lap("start")
+        vocabulary = shapes.SHAPES[case.shape]["vocab_size"]
+        for _ in range(case.steps):
+            stepper.tokens = torch.randint(vocabulary, (case.batch, case.tokens), device=device)
+            loss = stepper.step()
+        losses.append(float(loss))
+        clock.lap("train")
+        model.eval()
+        with torch.inference_mode(), stepper.context():
+            tokens = torch.randint(vocabulary, (case.batch, case.tokens), device=device)
+            for _ in range(case.scored // case.batch):
+                score = stepper.model(input_ids=tokens, labels=tokens).loss
+        float(score)
+        clock.lap("score")
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "platform": "gpu" if device == "cuda" else "cpu",
+        "wall_seconds": clock.total,
+        "parts": clock.parts,
+        "loss": losses,
+    }
+
+
 def main(job: dict[str, Any]) -> None:
     """Serves a job of one case."""
     (case,) = (PeftCase.model_validate(case) for case in job["cases"])
 
     def prepare() -> list[Measure]:
+        if case.measure == "sweep":
+            return [functools.partial(sweep, case, job["start_time"])]
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        stepper = Stepper(case, model_of(case, device), device)
+        stepper = Stepper(case, model_of(case, device, case.ranks[0]), device)
         start_time = time.perf_counter()
         float(stepper.step())
         first_seconds = time.perf_counter() - start_time

@@ -15,7 +15,7 @@ def page(rows: list[Row]) -> str:
     limits = [row["ceiling"]["flops_per_second"] for row in rows if "ceiling" in row]
     limit = statistics.median(limits) if limits else None
     timed = [row for row in rows if "seconds" in row]
-    parts = [_about(rows, limits), _cases(rows, limit), _compared(timed), _packing(timed), _sweeps(rows, timed)]
+    parts = [_about(rows, limits), _cases(rows, limit), _compared(timed), _packing(timed), _sweeps(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -35,7 +35,7 @@ def name_of(case: Row) -> str:
     """Returns a name for a case, with the settings that differ from the defaults of its side."""
     default = case_to_json(parse_case({"side": case["side"]}))
     always_named = ("side", "method", "batch", "tokens", "runs")
-    changed = [key for key in case if case[key] != default[key] and key not in always_named]
+    changed = [key for key in case if case[key] != default.get(key) and key not in always_named]
     settings = [f"{key}={_plain(case[key])}" for key in changed]
     runs = f"{case['runs']} × " if case.get("runs", 1) > 1 else ""
     method = {"lora": "LoRA", "full": "full"}[case["method"]]
@@ -133,32 +133,32 @@ def _packing(timed: list[Row]) -> str:
     return "Packing, the fastest setting of each size:\n\n" + record.table(header, table) if table else ""
 
 
-def _sweeps(rows: list[Row], timed: list[Row]) -> str:
-    """Compares whole sweeps with the time that PEFT's measured steps add up to."""
+def _sweeps(rows: list[Row]) -> str:
+    """Compares whole sweeps with PEFT's of the same texts, whose remaining runs are counted as the measured ones."""
+    sweeps = [row for row in rows if "wall_seconds" in row]
     table = []
-    for row in rows:
-        if "wall_seconds" not in row:
-            continue
+    for row in sweeps:
         case, wall = row["case"], row["wall_seconds"]
-        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in row["parts"].items())
-        table.append([name_of(case), f"{wall:.1f} ({parts})", "", ""])
-        for other in timed:
+        if case["side"] == "peft":
+            continue
+        table.append([name_of(case), f"{wall:.1f}", _parts(row), ""])
+        for other in sweeps:
             peft_case = other["case"]
-            same = all(peft_case[key] == case[key] for key in ("shape", "method", "batch", "tokens"))
+            same = all(peft_case[key] == case[key] for key in ("shape", "method", "batch", "tokens", "steps", "scored"))
             if peft_case["side"] == "peft" and same:
-                steps = case["runs"] * case["steps"] * _median(other)
-                compilation = other["compile_seconds"] if peft_case["mode"] == "compile" else 0.0
-                cells = [
-                    f"{steps + compilation:.0f} ({compilation:.0f} of it compiling)",
-                    f"{(steps + compilation) / wall:.1f}",
-                ]
-                table.append([name_of(peft_case), *cells, f"{steps / wall:.1f}"])
+                once = other["parts"]["imports"]
+                counted = once + (other["wall_seconds"] - once) * case["runs"] / peft_case["runs"]
+                cells = [f"{counted:.0f}, from {peft_case['runs']} runs in {other['wall_seconds']:.1f}", _parts(other)]
+                table.append([name_of(peft_case), *cells, f"{counted / wall:.1f}"])
     note = (
-        "Sweeps, from the process's start to the last step, without evaluation. PEFT's time is computed and not "
-        "measured: its measured step times steps and runs, and one compilation. Its process's start does not count."
+        "Sweeps, from the process's start to the last score. PEFT trains one run after another in one process; "
+        "where it trained fewer runs than lora_jax, the others are counted as the mean of these."
     )
-    header = ["", "seconds", "PEFT / lora_jax", "without PEFT's compilation"]
-    return f"{note}\n\n{record.table(header, table)}" if table else ""
+    return f"{note}\n\n{record.table(['', 'seconds', 'of these', 'PEFT / lora_jax'], table)}" if table else ""
+
+
+def _parts(row: Row) -> str:
+    return ", ".join(f"{part} {seconds:.1f}" for part, seconds in row["parts"].items())
 
 
 def _fastest(rows: list[Row], key: Callable[[Row], Any]) -> dict[Any, Row]:

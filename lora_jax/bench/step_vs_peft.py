@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ready-seconds", type=float, default=240, help="a process that is not ready by then is stopped (240)"
     )
+    parser.add_argument(
+        "--alone", action="store_true", help="compile one case after another, to time their compilation"
+    )
     parser.add_argument("cases", nargs="*", metavar='"key=value ..."', help="cases instead of a plan; see cases.py")
 
 
@@ -77,7 +80,7 @@ def read(rows: Path) -> list[dict[str, Any]]:
 class _Worker:
     """A process of bench/worker.py that measures `cases`."""
 
-    def __init__(self, cases: list[LoraJaxCase | PeftCase], rows: Path):
+    def __init__(self, cases: list[LoraJaxCase | PeftCase], rows: Path, threads: int | None):
         self.cases, self.rows = [case_to_json(case) for case in cases], rows
         is_lora_jax = isinstance(cases[0], LoraJaxCase)
         module = "lora_jax.bench.ours_step" if is_lora_jax else "lora_jax.bench.peft_step"
@@ -88,7 +91,7 @@ class _Worker:
         self._cache = tempfile.TemporaryDirectory(prefix="lora_jax-torch-")  # an empty cache of compiled programs
         env["TORCHINDUCTOR_CACHE_DIR"] = self._cache.name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the object)
-        job = {"cases": self.cases, "rows": str(rows.absolute()), "start_time": time.time()}
+        job = {"cases": self.cases, "rows": str(rows.absolute()), "threads": threads, "start_time": time.time()}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -150,7 +153,7 @@ def _stage(cases: list[LoraJaxCase | PeftCase], rows: Path, args: argparse.Names
             (case.shape, case.base_storage, case.dtype, case.xla_flags) if isinstance(case, LoraJaxCase) else (number,)
         )
         groups.setdefault(repr(process_key), []).append(case)
-    workers = {key: _Worker(group, rows) for key, group in groups.items()}
+    workers = {key: _Worker(group, rows, 1 if args.alone else None) for key, group in groups.items()}
     until = time.monotonic() + args.ready_seconds
     try:
         errors = {key: worker.wait(READY, until) for key, worker in workers.items()}

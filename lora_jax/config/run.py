@@ -111,6 +111,11 @@ class CompileConfig(Settings):
         default="auto",
         description="what computes products on a GPU; cublas compiles faster, triton trains faster",
     )
+    layers: Literal["auto", "default", "unrolled"] = Field(
+        default="auto",
+        description="default: a loop over layers, as model.unroll and model.remat say; unrolled: no loop, and nothing "
+        "is computed again, which compiles slower and trains faster",
+    )
 
 
 class DecodeConfig(Settings):

@@ -21,10 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from lora_jax.kernels.choice import MAX_WIDTH
 from lora_jax.models.layers import Kernel
 
 ROWS, WIDTH = 256, 64  # rows of x must be a multiple of the one, d_in and d_out of the other
-MAX_WIDTH = 2048  # At the widths of Llama-3-8B, cuBLAS gains more on x·W than fewer kernels save.
 MIN_RANK, MAX_RANK = 16, 64  # of all projections together: what tensor cores need, and what was tried
 
 

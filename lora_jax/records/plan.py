@@ -10,6 +10,7 @@ PLAN_FILE = "plan.json"
 
 Gemm = Literal["default", "triton", "cublas"]
 Lengths = Literal["all", "longest"]
+Layers = Literal["default", "unrolled"]
 
 
 class PlannedPack(Record):
@@ -24,6 +25,7 @@ class PlannedPack(Record):
     flops: float
     lengths: Lengths = "all"
     gemm: Gemm = "default"
+    layers: Layers = "default"
     compile_seconds: float = 0.0
     train_seconds: float = 0.0
 

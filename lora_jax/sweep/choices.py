@@ -1,17 +1,31 @@
 """Chooses how a pack is compiled, so that compiling and training together take the least time.
 
-The predictions are a model of an NVIDIA GPU, fitted to an H100 (results/bench/README.md). They depend on the settings
-and the data alone, so a sweep that is planned twice has the same choices. On other devices nothing is chosen: a CPU's
-arithmetic costs more than its compiler, and TPUs were not measured.
+The predictions are a model of a device, ``gpu_costs.json``, which ``python -m experiments.bench costs`` fits to steps
+that were measured (results/bench/costs-gpu.md). They depend on the settings and the data alone, so a sweep that is
+planned twice has the same choices. On devices without a model nothing is chosen: a CPU's arithmetic costs more than its
+compiler, and TPUs were not measured.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from lora_jax.config import CompileConfig
-from lora_jax.records.plan import Gemm, Lengths
+from lora_jax.config.settings import Settings
+from lora_jax.records.plan import Gemm, Layers, Lengths
+
+Kernel = Literal["xla", "pallas"]
+
+COSTS = {"gpu": Path(__file__).with_name("gpu_costs.json")}  # by JAX's name of the platform
+GEMM_OPTIONS: dict[Gemm, dict[str, Any]] = {
+    "default": {},
+    # Triton's products are chosen among hundreds of candidates, which are compiled and timed one by one.
+    "triton": {"xla_gpu_enable_triton_gemm": True},
+    "cublas": {"xla_gpu_enable_triton_gemm": False},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +40,9 @@ class Workload:
       width: the width of its hidden states.
       unroll: layers in the body of the compiled loop.
       dtype: the dtype of matrix products.
-      fixed: whether padding may not change, because dropout draws for whole arrays.
+      kernel: what applies low-rank pairs.
+      padding_fixed: whether padding may not change, because dropout draws for whole arrays.
+      unrolled_fits: whether the device surely has the memory for layers that are unrolled and keep all they compute.
     """
 
     steps: Mapping[int, float]
@@ -36,55 +52,53 @@ class Workload:
     width: int
     unroll: int
     dtype: str
-    fixed: bool
+    kernel: Kernel
+    padding_fixed: bool
+    unrolled_fits: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Gemms:
-    """How the compiler finds matrix products.
+class Compilation(Settings):
+    """What a way of compiling takes.
 
     Attributes:
-      options: the compiler options.
+      gemm: what computes matrix products.
+      kernel: what applies low-rank pairs.
+      layers: ``default`` is a loop over layers that computes again what it did not keep; ``unrolled`` is neither.
       compile_seconds: of the programs for one padded length, apart from their layers.
       layer_compile_seconds: of each layer in the body of the loop.
-      slowdown: a step's time, relative to the fastest products.
+      slowdown: a step's time, relative to that of Triton, XLA and the loop.
     """
 
-    options: Mapping[str, Any]
+    gemm: Gemm
+    kernel: Kernel
+    layers: Layers
     compile_seconds: float
     layer_compile_seconds: float
     slowdown: float
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceCosts:
+class DeviceCosts(Settings):
     """What a device takes.
 
     Attributes:
+      measured: on what, and when.
       flops_per_second: what the products of a step reach, by dtype.
       element_seconds: of all else that a step computes, for each token, layer and element of a hidden state.
       layer_seconds: the least time of one layer in a step, forward and backward: a GPU runs a hundred kernels for it.
-      gemms: by name.
+      compilations: the ways of compiling.
     """
 
-    flops_per_second: Mapping[str, float]
-    element_seconds: Mapping[str, float]
+    measured: str
+    flops_per_second: dict[str, float]
+    element_seconds: dict[str, float]
     layer_seconds: float
-    gemms: Mapping[Gemm, Gemms]
+    compilations: tuple[Compilation, ...]
 
-
-# One H100, 16 CPU cores, jax 0.11.2 (results/bench/README.md).
-GPU = DeviceCosts(
-    flops_per_second={"bfloat16": 5.5e14, "float32": 2.0e14, "float64": 4e13},
-    element_seconds={"bfloat16": 1.4e-10, "float32": 4.5e-10, "float64": 9e-10},
-    layer_seconds=3e-4,
-    gemms={
-        # Triton's products are chosen among hundreds of candidates, which are compiled and timed one by one.
-        "triton": Gemms({"xla_gpu_enable_triton_gemm": True}, 12.0, 0.6, 1.0),
-        "cublas": Gemms({"xla_gpu_enable_triton_gemm": False}, 4.5, 0.6, 1.1),
-    },
-)
-DEVICES = {"gpu": GPU}  # by JAX's name of the platform
+    def step_seconds(self, work: Workload, length: int) -> float:
+        """Returns the time of a step with texts of `length` tokens, where `Compilation.slowdown` is 1."""
+        elements = work.tokens * work.layers * work.width
+        token = work.flops / self.flops_per_second[work.dtype] + elements * self.element_seconds[work.dtype]
+        return work.layers * self.layer_seconds + token * length
 
 
 class Choice(NamedTuple):
@@ -92,15 +106,25 @@ class Choice(NamedTuple):
 
     Attributes:
       lengths: whether batches are padded to all lengths that occur, or to the longest alone.
-      gemm: the compiler of matrix products, a key of `DeviceCosts.gemms`; ``default`` leaves it to XLA.
+      gemm: the compiler of matrix products; ``default`` leaves it to XLA.
+      layers: ``default`` is as ``model.unroll`` and ``model.remat`` say; ``unrolled``: all layers one after another,
+        and nothing is computed again.
       compile_seconds: of all programs, with nothing in the cache.
       train_seconds: of all steps.
     """
 
     lengths: Lengths
     gemm: Gemm
+    layers: Layers
     compile_seconds: float
     train_seconds: float
+
+
+@functools.cache
+def device_costs(platform: str) -> DeviceCosts | None:
+    """Returns the costs of a device, or None if it was not measured. `platform` is JAX's name of it."""
+    path = COSTS.get(platform)
+    return DeviceCosts.model_validate_json(path.read_text()) if path else None
 
 
 def choose(work: Workload, settings: CompileConfig, platform: str) -> Choice:
@@ -111,27 +135,30 @@ def choose(work: Workload, settings: CompileConfig, platform: str) -> Choice:
       settings: what is fixed by hand.
       platform: JAX's name of the device's platform.
     """
-    options: list[Lengths] = ["all", "longest"] if settings.lengths == "auto" else [settings.lengths]
-    if work.fixed:
-        options = ["all"]
-    device = DEVICES.get(platform)
-    if device is None:
-        return Choice(options[0], "default", 0.0, 0.0)
-    gemms: list[Gemm] = list(device.gemms) if settings.gemm == "auto" else [settings.gemm]
-    choices = [_predict(work, lengths, gemm, device) for lengths, gemm in itertools.product(options, gemms)]
+    lengths: list[Lengths] = ["all", "longest"] if settings.lengths == "auto" else [settings.lengths]
+    if work.padding_fixed:
+        lengths = ["all"]
+    device = device_costs(platform)
+    if device is None or work.dtype not in device.flops_per_second:
+        return Choice(lengths[0], "default", "unrolled" if settings.layers == "unrolled" else "default", 0.0, 0.0)
+    compilations = [way for way in device.compilations if _allowed(way, work, settings)]
+    choices = [_predict(work, length, way, device) for length, way in itertools.product(lengths, compilations)]
     return min(choices, key=lambda choice: choice.compile_seconds + choice.train_seconds)
 
 
-def compiler_options(gemm: Gemm, platform: str) -> dict[str, Any]:
-    """Returns XLA's options for a choice."""
-    return {} if gemm == "default" else dict(DEVICES[platform].gemms[gemm].options)
+def _allowed(way: Compilation, work: Workload, settings: CompileConfig) -> bool:
+    layers = {"auto": ("default", "unrolled") if work.unrolled_fits else ("default",)}
+    return (
+        way.kernel == work.kernel
+        and settings.gemm in ("auto", way.gemm)
+        and way.layers in layers.get(settings.layers, (settings.layers,))
+    )
 
 
-def _predict(work: Workload, lengths: Lengths, gemm: Gemm, device: DeviceCosts) -> Choice:
-    costs, longest = device.gemms[gemm], max(work.steps)
+def _predict(work: Workload, lengths: Lengths, way: Compilation, device: DeviceCosts) -> Choice:
+    longest = max(work.steps)
     steps = {longest: sum(work.steps.values())} if lengths == "longest" else work.steps
-    program = costs.compile_seconds + costs.layer_compile_seconds * work.unroll
-    elements = work.tokens * work.layers * work.width
-    token = work.flops / device.flops_per_second[work.dtype] + elements * device.element_seconds[work.dtype]
-    train = sum(count * (work.layers * device.layer_seconds + token * length) for length, count in steps.items())
-    return Choice(lengths, gemm, len(steps) * program, costs.slowdown * train)
+    body = work.layers if way.layers == "unrolled" else work.unroll
+    program = way.compile_seconds + way.layer_compile_seconds * body
+    train = sum(count * device.step_seconds(work, length) for length, count in steps.items())
+    return Choice(lengths, way.gemm, way.layers, len(steps) * program, way.slowdown * train)

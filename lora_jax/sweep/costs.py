@@ -25,6 +25,7 @@ from lora_jax.config.point import Point
 from lora_jax.data.batches import Batch
 from lora_jax.data.pack_batches import PackBatches
 from lora_jax.delta import count, parameters
+from lora_jax.kernels.choice import MAX_WIDTH
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.sweep.choices import Choice, Workload, choose
 from lora_jax.sweep.setups import Setups
@@ -83,7 +84,8 @@ class Costs:
         steps, epoch = max(map(self.steps, points)), max(batches.steps_per_epoch)
         lengths = [batches.length_at(step) for step in range(min(steps, epoch))]
         layers, width = layers_and_width(self._setups.get(run).base.model)
-        unroll = program_of(run).unroll
+        program = program_of(run)
+        pallas = program.kernel == "pallas" and not run.method.trains_base and width <= MAX_WIDTH
         tokens = self.tokens(points) / (steps * self.length(points))
         work = Workload(
             {length: steps * count / len(lengths) for length, count in collections.Counter(lengths).items()},
@@ -91,9 +93,11 @@ class Costs:
             tokens=tokens,
             layers=layers,
             width=width,
-            unroll=layers if unroll is True else int(unroll),
+            unroll=layers if program.unroll is True else max(1, int(program.unroll)),
             dtype=run.dtype,
-            fixed=run.drops_out,
+            kernel="pallas" if pallas else "xla",
+            padding_fixed=run.drops_out,
+            unrolled_fits=self._bound(points) <= self.room,
         )
         return choose(work, run.compile, jax.default_backend())
 
@@ -154,25 +158,39 @@ class Costs:
         Returns:
           The bytes, and whether they come from compiled programs. Otherwise they are an upper bound.
         """
-        run, init, runs, key = points[0].config, self.widest(points), len(points), self._task_key(points)
-        measured = self._measured.setdefault(key, {})
-        hyper = jax.eval_shape(lambda: hyper_of(run, 1))
-        state = state_bytes(program_of(run), init, hyper)
+        bound = self._bound(points)
+        if len(points) == 1 or bound <= self.room:
+            return bound, False
+        run, init, runs = points[0].config, self.widest(points), len(points)
+        measured, state = self._measured.setdefault(self._task_key(points), {}), self._state_bytes(points)
         if max(measured, default=0) < state:
-            base = common_base([self._setups.get(run) for run in self._one_of_each_task(points)])
-            batches = self.batches(points)
-            example = batches.example(max(batches.lengths()))
-            if (key, state) not in self._traced:
-                self._traced[key, state] = _trace(run, base, init, hyper, example)
-            bound = SAFETY_FACTOR * runs * self._traced[key, state]
-            if runs == 1 or bound <= self.room:
-                return bound, False
+            base, example = self._base(points), self._example(points)
             with ThreadPoolExecutor() as pool:  # XLA releases Python's lock while it compiles
                 fewer, more = pool.map(lambda runs: compiled_bytes(base, run, init, example, runs), MEASURED_RUNS)
             slope = (more - fewer) / (MEASURED_RUNS[1] - MEASURED_RUNS[0])
             measured[state] = fewer - MEASURED_RUNS[0] * slope, slope - state
         fixed, per_run = measured[min(size for size in measured if size >= state)]
         return round(fixed + runs * (per_run + state)), True
+
+    def _bound(self, points: Sequence[Point]) -> int:
+        """Returns bytes that a pack of `points` surely does not exceed, whatever its layers keep."""
+        key = self._task_key(points), self._state_bytes(points)
+        if key not in self._traced:
+            run, init = points[0].config, self.widest(points)
+            hyper = jax.eval_shape(lambda: hyper_of(run, 1))
+            self._traced[key] = _trace(run, self._base(points), init, hyper, self._example(points))
+        return SAFETY_FACTOR * len(points) * self._traced[key]
+
+    def _state_bytes(self, points: Sequence[Point]) -> int:
+        run = points[0].config
+        return state_bytes(program_of(run), self.widest(points), jax.eval_shape(lambda: hyper_of(run, 1)))
+
+    def _base(self, points: Sequence[Point]) -> nnx.Module:
+        return common_base([self._setups.get(run) for run in self._one_of_each_task(points)])
+
+    def _example(self, points: Sequence[Point]) -> Batch:
+        batches = self.batches(points)
+        return batches.example(max(batches.lengths()))
 
     def _key(self, point: Point) -> str:
         """Returns a text that is the same for points of the same shapes."""

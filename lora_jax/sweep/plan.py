@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from lora_jax.config.point import Point
 from lora_jax.data.tasks import find_task
 from lora_jax.records import PlannedPack, flat
-from lora_jax.records.plan import Gemm, Lengths
+from lora_jax.records.plan import Gemm, Layers, Lengths
 from lora_jax.sweep.choices import Choice
 
 # A run may share a pack if its work there, with padding, is at most this multiple of its work alone.
@@ -28,6 +28,7 @@ class PackPlan:
       flops: FLOPs of all runs, over the whole training.
       lengths: whether batches are padded to all of the task's lengths, or to the longest alone.
       gemm: what computes matrix products, as `choices.Choice` has it.
+      layers: whether layers are unrolled, as `choices.Choice` has it.
       compile_seconds: predicted for all programs, with nothing in the cache; 0 without a prediction.
       train_seconds: predicted for all steps; 0 without a prediction.
     """
@@ -41,6 +42,7 @@ class PackPlan:
     flops: float
     lengths: Lengths = "all"
     gemm: Gemm = "default"
+    layers: Layers = "default"
     compile_seconds: float = 0.0
     train_seconds: float = 0.0
 

@@ -8,10 +8,8 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import jax
-
 from lora_jax.evaluation import pack_evaluators
-from lora_jax.sweep.choices import compiler_options
+from lora_jax.sweep.choices import GEMM_OPTIONS
 from lora_jax.sweep.plan import PackPlan
 from lora_jax.sweep.setups import Setups
 from lora_jax.train.compile import CompiledPack, compile_pack
@@ -52,10 +50,10 @@ class Preparation:
             return ahead
         setups = [self._setups.get(point.config) for point in plan.points]
         one_length = plan.lengths == "longest"
-        pack = shape_pack(setups, plan.points, one_length)
+        pack = shape_pack(setups, plan.points, one_length, plan.layers == "unrolled")
         evaluators = pack_evaluators(pack, one_length)
-        options = compiler_options(plan.gemm, jax.default_backend())
-        return PreparedPack(pack, evaluators, self._threads.submit(compile_pack, pack, evaluators, options))
+        compiled = self._threads.submit(compile_pack, pack, evaluators, GEMM_OPTIONS[plan.gemm])
+        return PreparedPack(pack, evaluators, compiled)
 
     def prepare_ahead(self, plan: PackPlan) -> None:
         """Begins to compile the programs of a later pack, unless a base had to be loaded for it.

@@ -268,7 +268,8 @@ def _describe_time(pack: PackPlan) -> str:
     if not pack.compile_seconds:
         return f"{rough_seconds(pack.flops, pack.points[0].config.dtype) / 60:.1f} min of training"
     lengths = "one length" if pack.lengths == "longest" else "all lengths"
-    compiling = f"{pack.compile_seconds:.0f} s of compiling ({lengths}, products by {pack.gemm})"
+    layers = "unrolled layers" if pack.layers == "unrolled" else "a loop over layers"
+    compiling = f"{pack.compile_seconds:.0f} s of compiling ({lengths}, products by {pack.gemm}, {layers})"
     return f"{compiling} and {pack.train_seconds:.0f} s of training"
 
 

@@ -57,19 +57,23 @@ class Pack:
     hyper: Hyper
 
 
-def shape_pack(setups: Sequence[Setup], points: Sequence[Point], one_length: bool = False) -> Pack:
+def shape_pack(
+    setups: Sequence[Setup], points: Sequence[Point], one_length: bool = False, unrolled: bool = False
+) -> Pack:
     """Returns the pack of `points` with shapes in place of arrays.
 
     Args:
       setups: the setup of each run. They share a base.
       points: the runs.
       one_length: whether every batch is padded to the longest length.
+      unrolled: whether layers are unrolled and computed once, whatever the settings say.
 
     Raises:
       UserError: the model does not have a run's targets or ranks.
     """
     runs = [point.config for point in points]
     program, base = program_of(runs[0]), common_base(setups)
+    program = program.unrolled() if unrolled else program
     batches = pack_batches(setups, runs, one_length)
     steps = [run.steps_of(count) for run, count in zip(runs, batches.steps_per_epoch, strict=True)]
     inits = [initial_shapes(setup.base.model, run) for setup, run in zip(setups, runs, strict=True)]

@@ -1,7 +1,7 @@
 """The train step: a pure function for one run. ``pack.py`` maps it over runs. A single run is a pack of one."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,11 @@ class Program:
     unroll: int | bool  # as jax.lax.scan takes it
     remat: str
     attention: str
-    kernel: str  # what applies low-rank pairs: "xla" or "pallas"
+    kernel: Literal["xla", "pallas"]  # what applies low-rank pairs
+
+    def unrolled(self) -> Self:
+        """Returns this program with its layers one after another, and nothing that is computed again."""
+        return dataclasses.replace(self, unroll=True, remat="none")
 
 
 def program_of(run: RunConfig) -> Program:
@@ -59,7 +63,7 @@ def program_of(run: RunConfig) -> Program:
         raise UserError(
             f"method.ensemble={method.ensemble}: must be 1 for task={run.task.name}, whose outputs cannot be averaged"
         )
-    return Program(
+    program = Program(
         method=method,
         objective=objective,
         optim=run.optim.name,
@@ -71,6 +75,7 @@ def program_of(run: RunConfig) -> Program:
         attention=run.model.attention,
         kernel="pallas" if uses_pallas(run.model.kernel, run.dtype) else "xla",
     )
+    return program.unrolled() if run.compile.layers == "unrolled" else program
 
 
 class RunState(NamedTuple):

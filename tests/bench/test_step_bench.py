@@ -56,7 +56,7 @@ def test_weights_of_published_models():
         ({"base": "nf4"}, "base='nf4': this setting is now base_storage"),
         ({"shape": "huge"}, "smollm2_135m, llama3_8b, tiny"),
         ({"run": 4}, "run"),
-        ({"side": "peft", "runs": 4}, "runs"),
+        ({"side": "peft", "unroll": 4}, "unroll"),
         ({"measure": "guess"}, "'compile'"),
         ({"batch": 0}, "batch=0"),
     ],
@@ -71,6 +71,8 @@ def test_cases_are_parsed_from_the_command_line():
     assert stage == [LoraJaxCase(runs=4, batch=1, ranks=(4, 8)), PeftCase(mode="compile")]
     with pytest.raises(UserError, match="stage of its own"):
         parse_typed(["measure=sweep", "runs=2"])
+    with pytest.raises(UserError, match="stage of its own"):
+        parse_typed(["side=peft measure=sweep", "runs=2"])
 
 
 # ---- the page
@@ -96,7 +98,12 @@ def test_the_page_compares_the_time_per_run():
             {
                 "case": LoraJaxCase(runs=2, measure="sweep", steps=50).model_dump(mode="json"),
                 "wall_seconds": 4.0,
-                "parts": {},
+                "parts": {"imports": 1.0, "train": 3.0},
+            },
+            {
+                "case": PeftCase(runs=1, measure="sweep", steps=50).model_dump(mode="json"),
+                "wall_seconds": 16.0,
+                "parts": {"imports": 6.0, "train": 10.0},
             },
         ]
     )
@@ -105,7 +112,8 @@ def test_the_page_compares_the_time_per_run():
     assert "|lora_jax, LoRA, 4 × 8 × 512|PEFT eager, LoRA, 8 × 512|20.00|" in text
     assert "|smollm2_135m, 8 × 512|4|40.00 (0.00–9000.00)|2.00|2.00|" in text
     assert "out of memory" in text
-    assert "|PEFT eager, LoRA, 8 × 512|20 (0 of it compiling)|5.0|5.0|" in text
+    # Importing once, and two runs of ten seconds, in place of the one that was measured.
+    assert "|26, from 1 runs in 16.0|imports 6.0, train 10.0|6.5|" in text
 
 
 # ---- the command
@@ -132,7 +140,7 @@ def test_an_interrupted_bench_continues_from_its_rows(command, tmp_path):
     # Float32 weights and two moments.
     assert full["memory"]["planned"] > 6 * full["memory"]["base"] and "seconds" not in full
     assert "cudnn" in unsupported["error"]
-    assert set(sweep["parts"]) == {"imports", "load", "start", "compile", "train"}
+    assert set(sweep["parts"]) == {"imports", "start", "compile scoring", "compile", "train", "score"}
     assert sweep["wall_seconds"] == pytest.approx(sum(sweep["parts"].values()))
     page = (tmp_path / "step_vs_peft-cpu.md").read_text()
     assert "--plan" in page and "2 × 2 × 8 shape=tiny ranks=2+4" in page

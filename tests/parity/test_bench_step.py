@@ -19,7 +19,7 @@ BATCH, TOKENS, RANK = 2, 12, 3
 
 
 def peft_case(method: str, **more) -> PeftCase:
-    return PeftCase(shape="tiny", method=method, batch=BATCH, tokens=TOKENS, rank=RANK, dtype="float32", **more)
+    return PeftCase(shape="tiny", method=method, batch=BATCH, tokens=TOKENS, ranks=(RANK,), dtype="float32", **more)
 
 
 def state_dict(base) -> dict:
@@ -41,7 +41,7 @@ def test_both_sides_start_as_the_same_function(method):
 
     case = peft_case(method)
     base = ours_step.base_of(LoraJaxCase(shape="tiny", batch=BATCH, tokens=TOKENS, dtype="float32"))
-    model = model_of(case, "cpu")
+    model = model_of(case, "cpu", case.ranks[0])
     whole = model.get_base_model() if method == "lora" else model
     names = {name.replace(".base_layer", ""): name for name in whole.state_dict() if "lora_" not in name}
     own = state_dict(base)
@@ -69,7 +69,7 @@ def test_torch_counts_the_flops_that_we_count(method):
     from lora_jax.bench.peft_step import Stepper, model_of
 
     case = peft_case(method)
-    stepper = Stepper(case, model_of(case, "cpu"), "cpu")
+    stepper = Stepper(case, model_of(case, "cpu", case.ranks[0]), "cpu")
     with FlopCounterMode(display=False) as counter:
         stepper.step()
     found = counter.get_flop_counts()["Global"][torch.ops.aten.mm]  # linear layers; attention is another operation

@@ -32,7 +32,7 @@ class Costs:
         return len(points) * 256 * max(map(self.steps, points))
 
     def choose(self, points):
-        return Choice("all", "default", 0.0, 0.0)
+        return Choice("all", "default", "default", 0.0, 0.0)
 
 
 @pytest.fixture

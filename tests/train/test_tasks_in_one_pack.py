@@ -183,7 +183,7 @@ class Costs:
         return len(points)
 
     def choose(self, points):
-        return Choice("all", "default", 0.0, 0.0)
+        return Choice("all", "default", "default", 0.0, 0.0)
 
 
 def names(packs):
