@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lora_jax.adapters.padded import Padded, adapter, padded_axis
-from lora_jax.models.layers import Kernel, Key, dropout, product
+from lora_jax.models.layers import Kernel, Key, dropout, product, takes_bfloat16
 
 
 @adapter
@@ -44,8 +44,8 @@ class LowRank(Padded):
             dropped = x
         else:
             dropped = dropout(x, self.dropout, key)
-        thin: Array = checkpoint_name(dropped @ a, "thin")  # type: ignore[no-untyped-call]
-        return product(x, kernel) + thin @ b
+        thin: Array = checkpoint_name(product(dropped, a), "thin")  # type: ignore[no-untyped-call]
+        return product(x, kernel) + product(thin, b)
 
     def fused(self, dtype: DTypeLike) -> "FusedLowRank":
         """Returns the pair in `dtype`, for `FusedLowRank` to apply."""
@@ -217,4 +217,5 @@ merged_product.defvjp(_merged_product_forward, _merged_product_backward)
 
 def _forms_product(x: Array) -> bool:
     # Below float32, W + A·B would round a small A·B away; and a text's single next token is not worth forming it.
-    return jax.default_backend() == "cpu" and x.dtype in (jnp.float32, jnp.float64) and x.shape[-2] > 1
+    wide = x.dtype in (jnp.float32, jnp.float64) and not takes_bfloat16(x)
+    return jax.default_backend() == "cpu" and wide and x.shape[-2] > 1

@@ -239,3 +239,17 @@ def test_runs_of_a_pack_may_have_different_lengths(base, pack_of, configure):
     for one, other in zip(jax.tree.leaves(pack.params(1)), jax.tree.leaves(alone.params(0)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(pack.metrics.lr[:5, 1], alone.metrics.lr[:, 0])
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_on_a_cpu_bfloat16_narrows_products_and_nothing_else(base, pack_of, configure, method):
+    wide, narrow = (
+        pack_of(base, [configure(method, **LARGEST | {"seed": seed}, dtype=dtype) for seed in (0, 1)])
+        for dtype in ("float32", "bfloat16")
+    )
+    assert narrow.program.dtype == "float32"
+    for pack in (wide, narrow):
+        pack.train(base, 10, quick_step(pack, base))
+    # Half of bfloat16's last place is 0.2% of a value.
+    np.testing.assert_allclose(narrow.metrics.loss, wide.metrics.loss, rtol=0.01)
+    assert (np.asarray(narrow.metrics.loss) != np.asarray(wide.metrics.loss)).all()
