@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax import commands
-from lora_jax.host import restart_with_malloc_settings
+from lora_jax.host import defer_garbage_collection, restart_with_malloc_settings
 
 
 def run(config: Any) -> float:
@@ -16,6 +16,7 @@ def run(config: Any) -> float:
 
 def main() -> None:
     restart_with_malloc_settings()
+    defer_garbage_collection()
     commands.run(run, kind="run", results=Path("results/runs"))
 
 

@@ -9,7 +9,6 @@ Hydra imports this file at every start, so JAX is imported only when the launche
 """
 
 import functools
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ class PackedLauncher(Launcher):
         from lora_jax.host import start_devices
         from lora_jax.sweep.baseline import baselines
 
+        start_devices()  # on a GPU they start while the points are composed
         setup_globals()
         home = Path(self.config.hydra.sweep.dir)
         with exit_on_error(home):
@@ -48,11 +48,12 @@ class PackedLauncher(Launcher):
             points = [job.return_value for job in jobs]
             resume = [f"resume={quoted(points[0].config.resume)}"] if points[0].config.resume else []
             # Hydra takes a tenth of a second to compose settings, and most points have the same baseline.
-            compose = functools.cache(lambda overrides: parse(plain(self._composed(overrides))))
-            for overrides in baselines([(p.overrides, p.config) for p in points], compose):
-                if (identity := compose(overrides).identity()) not in self.baselines:
+            compose = functools.cache(lambda overrides: self._composed([*overrides, *resume]))
+            settings = functools.cache(lambda overrides: parse(plain(compose(overrides))))
+            for overrides in baselines([(p.overrides, p.config) for p in points], settings):
+                if (identity := settings(overrides).identity()) not in self.baselines:
                     self.baselines.add(identity)
-                    config = self._composed([*overrides, *resume], initial_job_idx + len(points))
+                    config = number_job(compose(overrides), initial_job_idx + len(points))
                     points.append(self._job(note_point, config).return_value)
             # Equal runs (such as full fine-tuning at two ranks) train once.
             first = {point.config.identity(): point for point in reversed(points)}
@@ -61,10 +62,8 @@ class PackedLauncher(Launcher):
             for point in points:
                 if point.name != (trained := first[point.config.identity()].name):
                     print(f"{point.name} is the same run as {trained}, which is trained once", flush=True)
-            start_devices()
             from lora_jax.sweep.run import run_points  # imports JAX, which the checks above do not need
 
-            gc.freeze()  # else each collection while JAX traces programs would scan what the imports made, in vain
             summaries = run_points(distinct, home=home, group=home.name)
         by_identity = {point.config.identity(): s for point, s in zip(distinct, summaries, strict=True)}
         for job in jobs:
@@ -107,7 +106,11 @@ class PackedSweeper(BasicSweeper):
 
 def compose_job(context: HydraContext, master: DictConfig, overrides: Sequence[str], index: int) -> DictConfig:
     """Returns the settings of one job of a multirun, with its number."""
-    config = context.config_loader.load_sweep_config(master, list(overrides))
+    return number_job(context.config_loader.load_sweep_config(master, list(overrides)), index)
+
+
+def number_job(config: DictConfig, index: int) -> DictConfig:
+    """Gives the settings of a job its number, and returns them."""
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = index
     return config

@@ -61,9 +61,27 @@ def _prepare(kind: type["FolderBuilder"], folder: Path, into: Path) -> None:
 
 def read_splits(builder: "FolderBuilder") -> dict[str, Sequence[Mapping[str, Any]]]:
     """Reads all examples of every split of a prepared builder, by our name of the split, in order."""
-    sources = builder.as_data_source()
-    # One request for all records takes half the time of iteration, which requests each record by itself.
-    return {name: sources[split].__getitems__(range(len(sources[split]))) for name, split in SPLITS.items()}
+    from tensorflow_datasets.core.decode import DeserializeMethod
+
+    # One request for all records takes half the time of iteration, which requests each record by itself. If every
+    # feature is a single text or number, the records are decoded here, in a third of the time that TFDS takes.
+    single = all(not info.shape for info in builder.info.features.get_serialized_info().values())
+    method = DeserializeMethod.RAW_BYTES if single else DeserializeMethod.DESERIALIZE_AND_DECODE
+    sources = builder.as_data_source(deserialize_method=method)
+    rows = {name: sources[split].__getitems__(range(len(sources[split]))) for name, split in SPLITS.items()}
+    names = tuple(builder.info.features)
+    return {name: _decode(records, names) for name, records in rows.items()} if single else rows
+
+
+def _decode(records: Sequence[bytes], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the single values of the features `names` in each of the serialised examples `records`."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    rows = []
+    for record in records:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        rows.append({name: getattr(features[name], features[name].WhichOneof("kind")).value[0] for name in names})
+    return rows
 
 
 def read_classes(builder: "FolderBuilder", text: str, pair: str | None = None) -> TaskData:

@@ -7,6 +7,7 @@ import numpy as np
 
 from lora_jax.data.tasks import scoring_of
 from lora_jax.evaluation.validate import Validate
+from lora_jax.host import import_report, resume_garbage_collection
 from lora_jax.sweep.finish import finish
 from lora_jax.sweep.plan import PackPlan
 from lora_jax.sweep.prepare import PreparedPack
@@ -53,6 +54,7 @@ def train_pack(
     lengths = ", ".join(map(str, pack.batches.lengths()))
     display.stage(f"compiling {len(plan.points)} x {config.method.name} for {lengths} tokens")
     compiled = prepared.compiled.result()
+    resume_garbage_collection()
     check_memory(pack, compiled)
     every = config.eval_every
     intervals = pack.batches.steps_per_epoch if every == "epoch" else [every] * len(plan.points)
@@ -73,6 +75,7 @@ def train_pack(
             for run, point in enumerate(plan.points)
             if not record.is_done(point.folder)
         }
+        import_report()
         train(training, [LogMetrics(config.log_every), validate, SaveCheckpoints(config.checkpoint_every)])
         unfinished = np.flatnonzero(training.unfinished()).tolist()
         if unfinished:
