@@ -141,18 +141,18 @@ def choose(work: Workload, settings: CompileConfig, platform: str) -> Choice:
     device = device_costs(platform)
     if device is None or work.dtype not in device.flops_per_second:
         return Choice(lengths[0], "default", "unrolled" if settings.layers == "unrolled" else "default", 0.0, 0.0)
-    compilations = [way for way in device.compilations if _allowed(way, work, settings)]
-    choices = [_predict(work, length, way, device) for length, way in itertools.product(lengths, compilations)]
+    ways = _allowed(device, work, settings)
+    choices = [_predict(work, length, way, device) for length, way in itertools.product(lengths, ways)]
     return min(choices, key=lambda choice: choice.compile_seconds + choice.train_seconds)
 
 
-def _allowed(way: Compilation, work: Workload, settings: CompileConfig) -> bool:
-    layers = {"auto": ("default", "unrolled") if work.unrolled_fits else ("default",)}
-    return (
-        way.kernel == work.kernel
-        and settings.gemm in ("auto", way.gemm)
-        and way.layers in layers.get(settings.layers, (settings.layers,))
-    )
+def _allowed(device: DeviceCosts, work: Workload, settings: CompileConfig) -> list[Compilation]:
+    """Returns the ways of compiling that `settings` allow; those of XLA where the kernel's were not measured."""
+    layers: tuple[str, ...] = (settings.layers,)
+    if settings.layers == "auto":
+        layers = ("default", "unrolled") if work.unrolled_fits else ("default",)
+    ways = [way for way in device.compilations if settings.gemm in ("auto", way.gemm) and way.layers in layers]
+    return [way for way in ways if way.kernel == work.kernel] or [way for way in ways if way.kernel == "xla"]
 
 
 def _predict(work: Workload, lengths: Lengths, way: Compilation, device: DeviceCosts) -> Choice:

@@ -71,6 +71,11 @@ def test_what_is_fixed_by_hand_is_kept():
     assert predicted(LONG, lengths="longest", gemm="cublas", layers="default")[:3] == ("longest", "cublas", "default")
 
 
+def test_products_by_triton_beside_pallas_are_predicted_as_beside_xla():
+    fixed, beside_xla = (predicted(dataclasses.replace(SMOL, kernel=k), gemm="triton") for k in ("pallas", "xla"))
+    assert fixed == beside_xla and fixed.gemm == "triton"
+
+
 def test_dropout_keeps_every_length_because_its_draws_depend_on_the_padding():
     assert choose(dataclasses.replace(SHORT, padding_fixed=True), AUTO, "gpu").lengths == "all"
 
