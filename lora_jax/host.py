@@ -61,7 +61,7 @@ def resume_garbage_collection() -> None:
 
 
 def import_report() -> None:
-    """Begins to import what the report needs in a thread, while the main thread waits for the device."""
+    """Begins to import what the report needs in a thread, while the main thread waits for compiled programs."""
 
     def load() -> None:
         with contextlib.suppress(Exception):  # the report imports the modules again, and raises the error

@@ -38,7 +38,6 @@ class PackedLauncher(Launcher):
         from lora_jax.host import start_devices
         from lora_jax.sweep.baseline import baselines
 
-        start_devices()  # on a GPU they start while the points are composed
         setup_globals()
         home = Path(self.config.hydra.sweep.dir)
         with exit_on_error(home):
@@ -46,6 +45,7 @@ class PackedLauncher(Launcher):
             check_names({str(config.hydra.sweep.subdir) for config in configs})
             jobs = [self._job(note_point, config) for config in configs]
             points = [job.return_value for job in jobs]
+            start_devices()
             resume = [f"resume={quoted(points[0].config.resume)}"] if points[0].config.resume else []
             # Hydra takes a tenth of a second to compose settings, and most points have the same baseline.
             compose = functools.cache(lambda overrides: self._composed([*overrides, *resume]))

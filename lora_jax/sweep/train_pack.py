@@ -53,6 +53,7 @@ def train_pack(
     scorings = [scoring_of(point.config.task) for point in plan.points]
     lengths = ", ".join(map(str, pack.batches.lengths()))
     display.stage(f"compiling {len(plan.points)} x {config.method.name} for {lengths} tokens")
+    import_report()
     compiled = prepared.compiled.result()
     resume_garbage_collection()
     check_memory(pack, compiled)
@@ -75,7 +76,6 @@ def train_pack(
             for run, point in enumerate(plan.points)
             if not record.is_done(point.folder)
         }
-        import_report()
         train(training, [LogMetrics(config.log_every), validate, SaveCheckpoints(config.checkpoint_every)])
         unfinished = np.flatnonzero(training.unfinished()).tolist()
         if unfinished:

@@ -66,7 +66,8 @@ def test_packed_steps_have_the_same_losses_with_pallas(monkeypatch, remat):
     monkeypatch.setattr(low_rank, "products", lambda *given: calls.append(len(given[1])) or original(*given))
 
     def losses(kernel):
-        program = dataclasses.replace(program_of(ours_step.run_of(case, 0)), kernel=kernel)
+        on_a_gpu = {"kernel": kernel, "dtype": "bfloat16", "precision": "default"}
+        program = dataclasses.replace(program_of(ours_step.run_of(case, 0)), **on_a_gpu)
         state, constants, hyper = stack(program, ours_step.inits_of(case, base), ours_step.hypers_of(case))
         step = packed_step(program)
         values = []
