@@ -14,7 +14,7 @@ def baselines(
 ) -> list[Overrides]:
     """Returns the overrides of each baseline that `points` need and do not include.
 
-    LoRA and full fine-tuning need different learning rates (LoRA's best is about ten times larger), so an explicit
+    LoRA and full fine-tuning need different learning rates (LoRA's best is six to ten times larger), so an explicit
     ``lr`` is scaled by the ratio of the two methods' defaults. Full fine-tuning trains the base, so the baseline of
     LoRA on a quantised base has ``base_storage=auto``.
 

@@ -72,7 +72,7 @@ def test_run_json_and_summary_json(swept):
         assert summary["adapter_bytes"] == sum(path.stat().st_size for path in (sweep / name / "adapter").iterdir())
     lora, full = read(sweep / "rank=8" / "summary.json"), read(sweep / "method=full" / "summary.json")
     assert [lora[key] for key in ("method", "rank", "alpha", "targets", "lr")] == ["lora", 8, 16, "all", 3e-3]
-    assert [full[key] for key in ("method", "rank", "alpha", "targets", "lr")] == ["full", None, None, None, 3e-4]
+    assert [full[key] for key in ("method", "rank", "alpha", "targets", "lr")] == ["full", None, None, None, 5e-4]
     assert lora["pack"] == {"index": 0, "runs": 2} and full["pack"] == {"index": 1, "runs": 1}
     # Two layers of q, k, v, o (32 x 32) and of an MLP (32 x 64, 64 x 32), and a head of 77 labels.
     assert lora["adapter_parameters"] == 2 * 8 * (4 * (32 + 32) + 2 * (32 + 64))
@@ -129,7 +129,7 @@ def test_a_study_has_two_packs(command: CommandLine, tmp_path):
         for rank in (4, 8)
         for targets in ("qv", "all")
     }
-    full = {f"lr={lr},method=full" for lr in ("0.0001", "0.0003")}
+    full = {f"lr={lr},method=full" for lr in ("0.000166667", "0.0005")}
     assert len(planned) == 10 and set(planned) == lora | full
     assert [len(pack) for pack in packs] == [8, 2] and set(packs[1]) == full
 

@@ -24,17 +24,17 @@ def test_ranks_share_a_baseline():
     assert baselines_of("rank=4,8", "alpha=8,16", "targets=qv,all", "method.dropout=0,0.1") == [{"method=full"}]
 
 
-def test_an_explicit_learning_rate_is_scaled_by_a_tenth():
-    (full,) = baselines_of("rank=4,8", shared=("lr=1e-3",))
-    assert full == {"lr=0.0001", "method=full"} and settings(tuple(full)).lr == 1e-4
-    assert baselines_of("rank=4,8", "lr=1e-3,3e-3") == [{"lr=0.0001", "method=full"}, {"lr=0.0003", "method=full"}]
+def test_an_explicit_learning_rate_is_scaled_by_a_sixth():
+    (full,) = baselines_of("rank=4,8", shared=("lr=6e-3",))
+    assert full == {"lr=0.001", "method=full"} and settings(tuple(full)).lr == 1e-3
+    assert baselines_of("rank=4,8", "lr=6e-3,3e-3") == [{"lr=0.001", "method=full"}, {"lr=0.0005", "method=full"}]
     (full,) = baselines_of("rank=4")
-    assert settings(tuple(full)).lr == 3e-4
+    assert settings(tuple(full)).lr == 5e-4
 
 
 def test_the_ratio_follows_the_methods_learning_rates():
-    """With method.lr=3e-3 for LoRA and 3e-4 for full fine-tuning, the ratio is 1/10."""
-    (full,) = baselines_of("rank=4", shared=("method=lora", "method.lr=3e-3", "lr=6e-3"))
+    """With method.lr=5e-3 for LoRA and 5e-4 for full fine-tuning, the ratio is 1/10."""
+    (full,) = baselines_of("rank=4", shared=("method=lora", "method.lr=5e-3", "lr=6e-3"))
     assert full == {"lr=0.0006", "method=full"}
 
 

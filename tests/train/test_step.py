@@ -253,3 +253,16 @@ def test_on_a_cpu_bfloat16_narrows_products_and_nothing_else(base, pack_of, conf
     # Half of bfloat16's last place is 0.2% of a value.
     np.testing.assert_allclose(narrow.metrics.loss, wide.metrics.loss, rtol=0.01)
     assert (np.asarray(narrow.metrics.loss) != np.asarray(wide.metrics.loss)).all()
+
+
+def test_unrolled_layers_compute_the_same_and_compute_nothing_again(base, pack_of, configure):
+    looped, unrolled = (
+        pack_of(base, [configure(**LARGEST, model__remat="dots", compile__layers=layers)])
+        for layers in ("default", "unrolled")
+    )
+    assert (looped.program.unroll, looped.program.remat) == (1, "dots")
+    assert unrolled.program == looped.program.unrolled()
+    assert (unrolled.program.unroll, unrolled.program.remat) == (True, "none")
+    for pack in (looped, unrolled):
+        pack.train(base, 5, quick_step(pack, base))
+    np.testing.assert_allclose(looped.metrics.loss, unrolled.metrics.loss, rtol=1e-5)
