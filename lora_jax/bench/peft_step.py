@@ -105,9 +105,8 @@ def measure(case: PeftCase, stepper: Stepper, device: str, first_seconds: float)
 def sweep(case: PeftCase, start_time: float) -> dict[str, Any]:
     """Measures runs, one after another, from the start of the process to the last score. Each step has new tokens."""
     clock = Clock(start_time)
-    import peft  # noqa: F401
+    import peft  # noqa: F401 (imports torch and transformers; here, so that the clock books all three as imports)
     import torch
-    import transformers  # noqa: F401 (imported here so that the clock books it as an import)
 
     clock.lap("imports")
     device, losses = "cuda" if torch.cuda.is_available() else "cpu", []

@@ -1,10 +1,10 @@
 """Predicts the memory and the work of a pack before anything is allocated for it.
 
 XLA decides what it stores besides a program's arguments (on a CPU it stores W + A·B, and rematerialised layers do not
-show in shapes). So the step is compiled, from shapes alone, for two and for four runs. The bytes of packs
-of one program grow linearly with the number of runs from there on. A step of one run is not used, because XLA drops its
-axis of runs: extrapolation from one and two runs to eight was up to 9% too low on a CPU, and from two and four runs at
-most 2% off.
+show in shapes). So the step is compiled, from shapes alone, for two and for four runs. The bytes of packs of one
+program grow linearly with the number of runs from there on. A step of one run is not used, because XLA drops its axis
+of runs: extrapolation from one and two runs to eight was up to 9% too low on a CPU, and from two and four runs at most
+2% off.
 """
 
 import collections
@@ -32,9 +32,9 @@ from lora_jax.sweep.setups import Setups
 from lora_jax.train.initial import initial_shapes
 from lora_jax.train.memory import budget, pack_bytes, run_bytes, state_bytes
 from lora_jax.train.optimizer import Hyper, hyper_of
-from lora_jax.train.pack import align, packed_step, shapes_of_runs
+from lora_jax.train.pack import align, packed_step, shapes_of_runs, stack
 from lora_jax.train.setup import Setup, common_base, group_by_task, pack_batches
-from lora_jax.train.step import RunState, init_state, program_of
+from lora_jax.train.step import RunState, program_of
 
 # A pack surely fits if this multiple of its shapes' bytes fits. It is then planned without compilation. XLA planned 1.3
 # to 1.8 times those bytes on a CPU.
@@ -228,10 +228,10 @@ def _trace(run: RunConfig, base: nnx.Module, init: AdapterInit, hyper: Hyper, ex
 def abstract_pack(run: RunConfig, init: AdapterInit, runs: int) -> tuple[RunState, Any, Hyper]:
     """Returns the shapes that ``pack.stack`` returns for `runs` runs like `run` with shapes `init`."""
     hyper = jax.eval_shape(lambda: hyper_of(run, 1))
-    params, constants, hyper = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), (init.params, init.constants, hyper)
+    shapes: tuple[RunState, Any, Hyper] = jax.eval_shape(
+        functools.partial(stack, program_of(run)), [init] * runs, [hyper] * runs
     )
-    return jax.eval_shape(jax.vmap(functools.partial(init_state, program_of(run))), params, hyper), constants, hyper
+    return shapes
 
 
 def shapes_of(setup: Setup, run: RunConfig) -> AdapterInit:
