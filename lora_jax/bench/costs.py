@@ -53,8 +53,9 @@ def fit(rows: Sequence[Row], device: str) -> DeviceCosts:
     """Fits a model to rows.
 
     The time of a step is a sum of three costs (`DeviceCosts.step_seconds`), which are fitted to the rows of REFERENCE
-    by least squares of relative errors, none below zero. The slowdown of another compilation is the geometric mean of
-    measured over fitted times. The time of compiling is fitted with one cost a program and one a layer in the loop.
+    by least squares of relative errors, none below zero. The slowdown of another compilation, which all but products
+    has, is the geometric mean of measured over fitted times. The time of compiling is fitted with one cost a program
+    and one a layer in the loop.
 
     Raises:
       UserError: no row has the reference's compilation.
@@ -80,11 +81,7 @@ def fit(rows: Sequence[Row], device: str) -> DeviceCosts:
     compilations = []
     ways: list[Way] = sorted({way_of(row) for row in rows}, key=lambda way: (way != REFERENCE, way))
     for gemm, kernel, layers in ways:
-        slowdown = [
-            _seconds(row) / costs.step_seconds(work_of(row), row["case"]["tokens"])
-            for row in rows
-            if way_of(row) == (gemm, kernel, layers)
-        ]
+        slowdown = [_slowdown(row, costs) for row in rows if way_of(row) == (gemm, kernel, layers)]
         compiled = [row for row in rows if way_of(row)[:2] == (gemm, kernel)]
         once, per_layer = _compile_seconds(compiled)
         compilations.append(
@@ -143,7 +140,7 @@ def page(rows: Sequence[Row], costs: DeviceCosts) -> str:
     fitted = []
     for row in rows:
         way, case = ways[way_of(row)], row["case"]
-        predicted = way.slowdown * costs.step_seconds(work_of(row), case["tokens"])
+        predicted = costs.step_seconds(work_of(row), case["tokens"], way.slowdown)
         compiled = way.compile_seconds + way.layer_compile_seconds * case["unroll"]
         step = [f"{1e3 * _seconds(row):.1f}", f"{1e3 * predicted:.1f}", f"{predicted / _seconds(row):.2f}"]
         fitted.append([name_of(case), *step, f"{row['compile_seconds']:.1f}", f"{compiled:.1f}"])
@@ -153,7 +150,8 @@ def page(rows: Sequence[Row], costs: DeviceCosts) -> str:
     )
     return "\n".join(
         [
-            f"A step takes {1e3 * costs.layer_seconds:.2f} ms a layer at least; {rates} of a layer's hidden state.",
+            f"A step takes {1e3 * costs.layer_seconds:.2f} ms a layer; {rates} of a layer's hidden state.",
+            "A slowdown is that of all but the products.",
             "",
             record.table(["gemm", "kernel", "layers", "slowdown", "compile s", "a layer more"], model),
             "",
@@ -177,6 +175,13 @@ def _parts(row: Row, dtypes: Sequence[str]) -> np.ndarray:
         ("elements", work.dtype): work.tokens * tokens * work.layers * work.width,
     }
     return np.array([amounts.get(name, 0.0) for name in _names(dtypes)])
+
+
+def _slowdown(row: Row, costs: DeviceCosts) -> float:
+    """Returns the time of all but the products of a row's step, relative to `costs`; 0.1 at least."""
+    work, tokens = work_of(row), row["case"]["tokens"]
+    products = costs.step_seconds(work, tokens, slowdown=0.0)
+    return max((_seconds(row) - products) / (costs.step_seconds(work, tokens) - products), 0.1)
 
 
 def _compile_seconds(rows: Sequence[Row]) -> tuple[float, float]:

@@ -281,6 +281,11 @@ class RunConfig(Settings):
         """Returns a text that is the same for runs that one compiled program can train."""
         return json.dumps(self.static_settings(), sort_keys=True)
 
+    def shapes_key(self) -> str:
+        """Returns a text that is the same for runs whose adapters have the same shapes on one base."""
+        parts = [self.rank, self.targets, self.method.model_dump(exclude={"lr"}), self.static_settings()]
+        return json.dumps(parts, sort_keys=True)
+
     def identity(self) -> str:
         """Returns a text that is the same for runs that train alike. It lacks settings that the method ignores."""
         return self.model_dump_json(exclude={"rank", "alpha", "targets"} - self.method.reads)

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
@@ -101,7 +102,13 @@ class Method(Protocol):
 
 def key_of(seed: int, path: str) -> PRNGKeyArray:
     """Returns the random key for one path of one run. It does not depend on the run's place in a pack."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+    key: PRNGKeyArray = _key(np.int64(seed), np.uint32(zlib.crc32(path.encode())))
+    return key
+
+
+@jax.jit  # without it, each operation would be a program of its own
+def _key(seed: Any, path_hash: Any) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.key(seed), path_hash)
 
 
 def layer_parameters(base: nnx.Module) -> dict[str, Array]:
@@ -118,9 +125,8 @@ def init_head(base: nnx.Module, seed: int, *, std: float = 0.02) -> dict[str, Pa
     for path, value in parameters(base).items():
         if path.startswith("head/"):
             wide = jnp.promote_types(value.dtype, jnp.float32)
+            fresh: Any = np.zeros(value.shape, wide)
             if path.endswith("kernel"):
                 fresh = std * jax.random.normal(key_of(seed, path), value.shape, wide)
-            else:
-                fresh = jnp.zeros(value.shape, wide)
             head[path] = OutputReplacement(fresh) if path in OUTPUTS else Replacement(fresh)
     return head

@@ -66,7 +66,7 @@ class Compilation(Settings):
       layers: ``default`` is a loop over layers that computes again what it did not keep; ``unrolled`` is neither.
       compile_seconds: of the programs for one padded length, apart from their layers.
       layer_compile_seconds: of each layer in the body of the loop.
-      slowdown: a step's time, relative to that of Triton, XLA and the loop.
+      slowdown: the time of all but a step's products, relative to that of Triton, XLA and the loop.
     """
 
     gemm: Gemm
@@ -94,11 +94,12 @@ class DeviceCosts(Settings):
     layer_seconds: float
     compilations: tuple[Compilation, ...]
 
-    def step_seconds(self, work: Workload, length: int) -> float:
-        """Returns the time of a step with texts of `length` tokens, where `Compilation.slowdown` is 1."""
-        elements = work.tokens * work.layers * work.width
-        token = work.flops / self.flops_per_second[work.dtype] + elements * self.element_seconds[work.dtype]
-        return work.layers * self.layer_seconds + token * length
+    def step_seconds(self, work: Workload, length: int, slowdown: float = 1.0) -> float:
+        """Returns the time of a step with texts of `length` tokens, with this `Compilation.slowdown`."""
+        products = work.flops * length / self.flops_per_second[work.dtype]
+        elements = work.tokens * length * work.layers * work.width
+        rest = work.layers * self.layer_seconds + elements * self.element_seconds[work.dtype]
+        return products + slowdown * rest
 
 
 class Choice(NamedTuple):
@@ -160,5 +161,5 @@ def _predict(work: Workload, lengths: Lengths, way: Compilation, device: DeviceC
     steps = {longest: sum(work.steps.values())} if lengths == "longest" else work.steps
     body = work.layers if way.layers == "unrolled" else work.unroll
     program = way.compile_seconds + way.layer_compile_seconds * body
-    train = sum(count * device.step_seconds(work, length) for length, count in steps.items())
-    return Choice(lengths, way.gemm, way.layers, len(steps) * program, way.slowdown * train)
+    train = sum(count * device.step_seconds(work, length, way.slowdown) for length, count in steps.items())
+    return Choice(lengths, way.gemm, way.layers, len(steps) * program, train)

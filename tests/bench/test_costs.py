@@ -52,7 +52,7 @@ def rows_of(model: DeviceCosts) -> list[dict]:
                     "adapter_flops": adapter_flops(case.shape, 16, texts, case.tokens),
                 }
                 way = next(w for w in model.compilations if (w.gemm, w.kernel, w.layers) == way_of(row))
-                step = way.slowdown * model.step_seconds(work_of(row), case.tokens)
+                step = model.step_seconds(work_of(row), case.tokens, way.slowdown)
                 compiled = way.compile_seconds + way.layer_compile_seconds * case.unroll
                 rows.append(row | {"seconds": {"median": step}, "compile_seconds": compiled})
     return rows

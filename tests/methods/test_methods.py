@@ -1,5 +1,7 @@
 """Where runs start from: A, B and the head; scales; how much of a model each setting trains."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,12 @@ def test_keys_depend_on_seed_and_path_alone():
     keys = [jax.random.key_data(key_of(seed, path)).tolist() for seed in (0, 1) for path in ("a", "b")]
     assert len(set(map(tuple, keys))) == 4
     np.testing.assert_array_equal(jax.random.key_data(key_of(1, "b")), keys[3])
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1])
+def test_keys_are_folds_of_jaxs_own_key_of_a_seed(seed):
+    expected = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"a"))
+    np.testing.assert_array_equal(jax.random.key_data(key_of(seed, "a")), jax.random.key_data(expected))
 
 
 # ---- scales

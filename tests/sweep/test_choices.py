@@ -92,15 +92,18 @@ def test_where_nothing_was_measured_xla_compiles_as_it_does(platform, dtype):
 def test_the_model_is_near_what_an_h100_took():
     """Milliseconds a step of SmolLM2-135M and of Llama-3-8B in results/bench, and of MiniLM at 64 tokens."""
     smol = dataclasses.replace(SMOL, kernel="xla", unrolled_fits=False)
+    llama = dataclasses.replace(smol, steps={1024: 1}, tokens=4, flops=4 * 4 * 7.5e9, layers=32, width=4096)
     for work, measured in (
         (dataclasses.replace(smol, steps={512: 1}), 0.0242),
         (dataclasses.replace(smol, steps={512: 1}, tokens=32, flops=4 * smol.flops), 0.066),
         (dataclasses.replace(smol, steps={512: 1}, tokens=16, flops=2 * smol.flops), 0.0411),
-        (dataclasses.replace(smol, steps={1024: 1}, tokens=4, flops=4 * 4 * 7.5e9, layers=32, width=4096), 0.283),
+        (llama, 0.283),
         (dataclasses.replace(SHORT, steps={64: 1}), 0.0126),
     ):
         step = choose(work, CompileConfig(lengths="all", gemm="triton", layers="default"), "gpu").train_seconds
         assert measured / 1.35 < step < measured * 1.35
+    unrolled = choose(llama, CompileConfig(gemm="triton", layers="unrolled"), "gpu").train_seconds
+    assert 0.260 / 1.1 < unrolled < 0.260 * 1.1
 
 
 def test_the_model_has_every_way_of_compiling():

@@ -209,3 +209,11 @@ def test_regression_and_classification_do_not_share_a_pack(configure):
 def test_runs_of_one_task_have_no_mask_of_outputs(setups, runs):
     assert "head/mask" not in trained(setups, [runs[0], runs[3]], steps=0)[0].constants
     assert "head/mask" in trained(setups, runs[:2], steps=0)[0].constants
+
+
+def test_shapes_are_traced_once_for_runs_that_differ_in_rate_alpha_and_seed(setups, configure):
+    setup, settings = setups["cola"], {"task__name": "cola", "dtype": "float64", "rank": 3}
+    shapes = setup.initial_shapes(configure(**settings))
+    assert setup.initial_shapes(configure(**settings, lr=1e-2, seed=5, alpha=7)) is shapes
+    others = [configure(**(settings | {"rank": 2})), configure(**settings, targets="q")]
+    assert all(jax.tree.map(np.shape, setup.initial_shapes(run)) != jax.tree.map(np.shape, shapes) for run in others)
