@@ -38,9 +38,9 @@ def start_devices() -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # it tells every CPU that it is no TPU
 
     def start() -> None:
-        import jax
+        import jax.numpy as jnp
 
-        jax.block_until_ready(jax.device_put(0.0))  # a GPU's first copy takes half a second
+        jnp.asarray(0.0).block_until_ready()  # a GPU's first copy takes half a second
 
     threading.Thread(target=start).start()
 
