@@ -29,10 +29,11 @@ from lora_jax.kernels.choice import MAX_WIDTH
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.sweep.choices import Choice, Workload, choose
 from lora_jax.sweep.setups import Setups
+from lora_jax.train.initial import initial_shapes
 from lora_jax.train.memory import budget, pack_bytes, run_bytes, state_bytes
 from lora_jax.train.optimizer import Hyper, hyper_of
 from lora_jax.train.pack import align, packed_step, shapes_of_runs, stack
-from lora_jax.train.setup import common_base, group_by_task, pack_batches
+from lora_jax.train.setup import Setup, common_base, group_by_task, pack_batches
 from lora_jax.train.step import RunState, program_of
 
 # A pack surely fits if this multiple of its shapes' bytes fits. It is then planned without compilation. XLA planned 1.3
@@ -48,6 +49,7 @@ class Costs:
         self.room = budget()
         self._setups = setups
         self._keys: dict[Point, str] = {}
+        self._shapes: dict[str, AdapterInit] = {}
         self._widest: dict[frozenset[str], AdapterInit] = {}
         self._batches: dict[str, PackBatches] = {}
         self._lengths: dict[str, float] = {}
@@ -130,7 +132,9 @@ class Costs:
 
     def shapes(self, point: Point) -> AdapterInit:
         """Returns the shapes of the initial adapters of `point`, at true sizes."""
-        return self._setups.get(point.config).initial_shapes(point.config)
+        if (key := self._key(point)) not in self._shapes:
+            self._shapes[key] = shapes_of(self._setups.get(point.config), point.config)
+        return self._shapes[key]
 
     def batches(self, points: Sequence[Point]) -> PackBatches:
         """Returns the batches of one run for each task of `points`. The other runs have batches of the same lengths."""
@@ -226,3 +230,8 @@ def abstract_pack(run: RunConfig, init: AdapterInit, runs: int) -> tuple[RunStat
         functools.partial(stack, program_of(run)), [init] * runs, [hyper] * runs
     )
     return shapes
+
+
+def shapes_of(setup: Setup, run: RunConfig) -> AdapterInit:
+    """Returns the shapes of the initial adapters of `run`, at true sizes."""
+    return initial_shapes(setup.base.model, run)

@@ -20,7 +20,7 @@ from lora_jax.errors import UserError, is_disk_full, is_interrupt, message_of, r
 from lora_jax.evaluation import build_evaluators, check_metrics
 from lora_jax.methods import method_of
 from lora_jax.records import RUN_FILE, Summary, inputs_key, locked, write_atomically, write_run, write_summary
-from lora_jax.sweep.costs import Costs, abstract_pack
+from lora_jax.sweep.costs import Costs, abstract_pack, shapes_of
 from lora_jax.sweep.plan import PackPlan, separating_settings
 from lora_jax.sweep.plan_file import next_index, plan_points, replace_pack
 from lora_jax.sweep.prepare import Preparation
@@ -238,7 +238,7 @@ class Sweep:
             if record.is_done(point.folder):
                 continue
             setup = self.setups.get(point.config)
-            summary = record.initial_summary(setup, point, setup.initial_shapes(point.config)).replace(error=message)
+            summary = record.initial_summary(setup, point, shapes_of(setup, point.config)).replace(error=message)
             point.folder.mkdir(parents=True, exist_ok=True)
             if not (point.folder / RUN_FILE).exists():
                 write_run(point.folder, record.run_record(setup, point))

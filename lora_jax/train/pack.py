@@ -22,7 +22,7 @@ from lora_jax.data.batches import Batch
 from lora_jax.data.pack_batches import PackBatches
 from lora_jax.errors import UserError
 from lora_jax.methods import AdapterInit
-from lora_jax.train.initial import initial_adapters
+from lora_jax.train.initial import initial_adapters, initial_shapes
 from lora_jax.train.optimizer import ELEMENTWISE, Hyper, hyper_of
 from lora_jax.train.setup import Setup, common_base, pack_batches
 from lora_jax.train.start import start_from
@@ -76,7 +76,10 @@ def shape_pack(
     program = program.unrolled() if unrolled else program
     batches = pack_batches(setups, runs, one_length)
     steps = [run.steps_of(count) for run, count in zip(runs, batches.steps_per_epoch, strict=True)]
-    inits = [setup.initial_shapes(run) for setup, run in zip(setups, runs, strict=True)]
+    keys = [run.shapes_key() for run in runs]
+    distinct = dict(zip(keys, zip(setups, runs, strict=True), strict=True))
+    shapes = {key: initial_shapes(setup.base.model, run) for key, (setup, run) in distinct.items()}
+    inits = [shapes[key] for key in keys]
     hypers = jax.eval_shape(lambda: _hypers(runs, steps))
     state = jax.eval_shape(functools.partial(stack, program), inits, hypers)
     return Pack(program, points, setups, base, inits, np.array(steps), batches, *state)

@@ -13,9 +13,7 @@ from lora_jax.data.pack_batches import PackBatches
 from lora_jax.data.task import Task, TaskData
 from lora_jax.data.tasks import find_task, load_data
 from lora_jax.errors import UserError
-from lora_jax.methods import AdapterInit
 from lora_jax.models import FAMILIES
-from lora_jax.train.initial import initial_shapes
 from lora_jax.train.objective import OBJECTIVES
 from lora_jax.train.sharding import put_parameter
 from lora_jax.weights.load import Base, load_base, with_labels
@@ -29,18 +27,11 @@ class Setup:
     task: Task
     data: TaskData
     tokens: TaskTokens
-    _shapes: dict[str, AdapterInit] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def outputs(self) -> int | None:
         """The number of outputs of the task's head, or None if the checkpoint determines it."""
         return OBJECTIVES[self.task.objective].head_outputs(self.data.labels)
-
-    def initial_shapes(self, run: RunConfig) -> AdapterInit:
-        """Returns the shapes of the initial adapters of `run`, at true sizes. They are traced once."""
-        if (key := run.shapes_key()) not in self._shapes:
-            self._shapes[key] = initial_shapes(self.base.model, run)
-        return self._shapes[key]
 
     def train_batches(self, run: RunConfig, seeds: tuple[int, ...]) -> TrainBatches:
         """Returns the training batches of runs like `run` with these seeds."""

@@ -10,6 +10,7 @@ from lora_jax.adapters import Padded
 from lora_jax.config import RunConfig
 from lora_jax.errors import UserError
 from lora_jax.methods import AdapterInit
+from lora_jax.train.initial import initial_shapes
 from lora_jax.train.setup import Setup
 from lora_jax.weights.adapters import TENSORS, Adapter, load_adapter
 from lora_jax.weights.load import with_labels
@@ -40,7 +41,7 @@ def check_start(setup: Setup, run: RunConfig) -> None:
       UserError: there is no adapter, it was trained on another base, or its paths, ranks or settings are not the run's.
     """
     if run.base is not None:
-        _check(run.base, _load(setup, run), setup.initial_shapes(run))
+        _check(run.base, _load(setup, run), initial_shapes(setup.base.model, run))
 
 
 def start_fingerprint(run: RunConfig) -> str | None:

@@ -3,7 +3,6 @@
 `pytest tests/sweep/test_costs.py -s` prints both.
 """
 
-import functools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ from lora_jax.models.causal import CausalLM
 from lora_jax.models.heads import Classifier
 from lora_jax.sweep import costs as costs_module
 from lora_jax.sweep.costs import Costs, abstract_pack
-from lora_jax.train.initial import initial_shapes
 from lora_jax.train.memory import budget, pack_bytes, run_bytes
 from lora_jax.train.pack import packed_step
 from lora_jax.weights import load
@@ -53,12 +51,8 @@ def setups(models):
         def train_batches(run, seeds):
             return TrainBatches(encoded(run.task.name), batch=run.batch, buckets=(LENGTH,), seeds=seeds)
 
-        model = models[run.task.name]
         return SimpleNamespace(
-            base=SimpleNamespace(model=model),
-            train_batches=train_batches,
-            initial_shapes=functools.partial(initial_shapes, model),
-            outputs=None,
+            base=SimpleNamespace(model=models[run.task.name]), train_batches=train_batches, outputs=None
         )
 
     return SimpleNamespace(get=get)

@@ -212,8 +212,9 @@ def test_runs_of_one_task_have_no_mask_of_outputs(setups, runs):
 
 
 def test_shapes_are_traced_once_for_runs_that_differ_in_rate_alpha_and_seed(setups, configure):
-    setup, settings = setups["cola"], {"task__name": "cola", "dtype": "float64", "rank": 3}
-    shapes = setup.initial_shapes(configure(**settings))
-    assert setup.initial_shapes(configure(**settings, lr=1e-2, seed=5, alpha=7)) is shapes
-    others = [configure(**(settings | {"rank": 2})), configure(**settings, targets="q")]
-    assert all(jax.tree.map(np.shape, setup.initial_shapes(run)) != jax.tree.map(np.shape, shapes) for run in others)
+    common = {"task__name": "cola", "dtype": "float64"}
+    changes = [{"rank": 3}, {"rank": 3, "lr": 1e-2, "seed": 5, "alpha": 7}, {"rank": 2}, {"rank": 3, "targets": "q"}]
+    points = [Point(str(i), Path(), configure(**common, **change)) for i, change in enumerate(changes)]
+    first, same, *others = shape_pack([setups["cola"]] * 4, points).inits
+    assert same is first
+    assert all(jax.tree.map(np.shape, other) != jax.tree.map(np.shape, first) for other in others)
