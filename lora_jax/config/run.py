@@ -207,6 +207,9 @@ class RunConfig(Settings):
     steps: Count | None = data(None)
     epochs: PositiveReal | None = data(None)
     dropout: Fraction = data(0.0, description="inside the base, while training")
+    label_smoothing: Fraction = Field(
+        0.0, description="the share of the training loss that is the mean of -log p over all classes or tokens"
+    )
 
     batch: Count = 32
     eval_batch: Count = 128

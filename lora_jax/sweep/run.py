@@ -35,7 +35,7 @@ from lora_jax.train.display import ProgressDisplay
 from lora_jax.train.memory import is_out_of_memory, size
 from lora_jax.train.pack import initialise
 from lora_jax.train.start import check_start
-from lora_jax.train.step import program_of
+from lora_jax.train.step import check_objective, program_of
 
 MAX_PROGRAMS = 4  # that differ, before JAX's caches are cleared
 MAX_NAMES = 8  # names of a pack's runs in the printed plan; plan.json has all names
@@ -70,6 +70,7 @@ def run_points(points: Sequence[Point], *, home: Path, group: str, sweep: Path |
         check_runs(points)
         for point in points:
             check_metrics(point.config)
+            check_objective(point.config)
         with ProgressDisplay() as display:
             setups = Setups()
             run = Sweep(

@@ -15,7 +15,7 @@ from lora_jax.data.batches import Batch, StepBatches
 from lora_jax.delta import graft, parameters
 from lora_jax.methods import AdapterInit, method_of
 from lora_jax.methods.method import init_head
-from lora_jax.train.objective import OBJECTIVES, batch_loss
+from lora_jax.train.objective import batch_loss, training_objective
 from lora_jax.train.sharding import put_batch
 from lora_jax.train.step import Program, compute_options
 
@@ -63,11 +63,11 @@ def initial_shapes(base: nnx.Module, run: RunConfig) -> AdapterInit:
 def _gradients(
     program: Program, paths: tuple[str, ...], base: nnx.Module, head: Mapping[str, Any], batch: Batch
 ) -> dict[str, Array]:
-    """Returns the gradients of a batch's loss in the weights at `paths`, without dropout."""
-    weights = parameters(base)
+    """Returns the gradients of a batch's training loss in the weights at `paths`, without dropout."""
+    weights, objective = parameters(base), training_objective(program.objective, program.label_smoothing)
 
     def loss(kernels: dict[str, Array]) -> Array:
         model = graft(base, {**head, **{path: Replacement(kernel) for path, kernel in kernels.items()}})
-        return batch_loss(OBJECTIVES[program.objective], model, batch, options=compute_options(program))
+        return batch_loss(objective, model, batch, options=compute_options(program))
 
     return jax.grad(loss)({path: weights[path].astype(jnp.zeros(()).dtype) for path in paths})

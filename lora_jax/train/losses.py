@@ -16,9 +16,19 @@ from jaxtyping import Array, Bool, Float, Int
 from lora_jax.data.tokens import IGNORED
 
 
-def cross_entropy(logits: Float[Array, "batch labels"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """Returns -log softmax(logits)[label] of each row, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(_to_float32(logits), labels)
+def cross_entropy(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], label_smoothing: float = 0.0
+) -> Float[Array, "*batch"]:
+    """Returns -log softmax(logits)[label] of each row, in nats.
+
+    Args:
+      logits: minus infinity for a class that the task lacks.
+      labels: the classes.
+      label_smoothing: the weight of the mean of -log softmax(logits) over the classes that the task has, as in torch's
+        CrossEntropyLoss. The label's own term has the rest of the weight.
+    """
+    logits = _to_float32(logits)
+    return _smooth(optax.softmax_cross_entropy_with_integer_labels(logits, labels), logits, label_smoothing)
 
 
 def squared_error(
@@ -74,6 +84,7 @@ def token_cross_entropy(
     hidden: Float[Array, "batch tokens width"],
     labels: Int[Array, "batch tokens"],
     chunk: int = 512,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, " batch"], Int[Array, " batch"], Int[Array, " batch"]]:
     """Returns for each row the sum of -log softmax(logits)[label], the number of labelled tokens and of correct ones.
 
@@ -89,19 +100,21 @@ def token_cross_entropy(
       hidden: the last hidden states.
       labels: ``labels[:, t]`` is what position t predicts, or IGNORED.
       chunk: the number of positions whose logits exist at the same time.
+      label_smoothing: as in `cross_entropy`.
     """
     batch, tokens, _ = hidden.shape
     chunks = -(-tokens // min(tokens, -(-chunk // batch)))
     size = -(-tokens // chunks)
     pure, consts = jax.closure_convert(logits_of, hidden[:, :size])
-    losses, correct = _chunked(pure, size, tuple(consts), hidden, labels)
+    losses, correct = _chunked(pure, size, label_smoothing, tuple(consts), hidden, labels)
     return losses.sum(-1), (labels != IGNORED).sum(-1), correct.sum(-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(
     logits_of: Callable[..., Array],
     size: int,
+    label_smoothing: float,
     consts: tuple[Any, ...],
     hidden: Float[Array, "batch tokens width"],
     labels: Int[Array, "batch tokens"],
@@ -109,19 +122,21 @@ def _chunked(
     """Returns each token's loss (0 without a label) and whether it is correct, in chunks of `size` tokens."""
 
     def step(_, piece):
-        return None, _losses(logits_of, consts, *piece)
+        return None, _losses(logits_of, label_smoothing, consts, *piece)
 
     _, out = jax.lax.scan(step, None, (_cut(hidden, size), _cut(labels, size, IGNORED)))
     return _join(out, labels.shape[1])
 
 
-def _chunked_forward(logits_of, size, consts, hidden, labels):
+def _chunked_forward(logits_of, size, label_smoothing, consts, hidden, labels):
     trained = any(leaf.perturbed for leaf in jax.tree.leaves(consts, is_leaf=_is_primal))
     consts, hidden, labels = jax.tree.map(lambda leaf: leaf.value, (consts, hidden, labels), is_leaf=_is_primal)
 
     def step(_, piece):
         hidden, labels = piece
-        losses, pull_back, correct = jax.vjp(lambda h: _losses(logits_of, consts, h, labels), hidden, has_aux=True)
+        losses, pull_back, correct = jax.vjp(
+            lambda h: _losses(logits_of, label_smoothing, consts, h, labels), hidden, has_aux=True
+        )
         return None, (losses, correct, *pull_back(jnp.ones_like(losses)))
 
     _, out = jax.lax.scan(step, None, (_cut(hidden, size), _cut(labels, size, IGNORED)))
@@ -129,7 +144,7 @@ def _chunked_forward(logits_of, size, consts, hidden, labels):
     return (losses, correct), (gradient, consts, (hidden, labels) if trained else None)
 
 
-def _chunked_backward(logits_of, size, residuals, cotangents):
+def _chunked_backward(logits_of, size, label_smoothing, residuals, cotangents):
     gradient, consts, inputs = residuals
     g = cotangents[0]
     to_hidden = (gradient * g[..., None]).astype(gradient.dtype)
@@ -139,7 +154,9 @@ def _chunked_backward(logits_of, size, residuals, cotangents):
 
     def step(total, piece):
         hidden, labels, g = piece
-        _, pull_back, _ = jax.vjp(lambda c: _losses(logits_of, c, hidden, labels), consts, has_aux=True)
+        _, pull_back, _ = jax.vjp(
+            lambda c: _losses(logits_of, label_smoothing, c, hidden, labels), consts, has_aux=True
+        )
         return jax.tree.map(lambda sum, part: sum + part.astype(sum.dtype), total, *pull_back(g)), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), consts)
@@ -150,13 +167,24 @@ def _chunked_backward(logits_of, size, residuals, cotangents):
 _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 
-def _losses(logits_of, consts, hidden, labels):
+def _losses(logits_of, label_smoothing, consts, hidden, labels):
     logits = _to_float32(logits_of(hidden, *consts))
     labelled = labels != IGNORED
     # A sum with one term, not an indexed read: XLA would write all logits in float32 for it.
     picked = jnp.where(jnp.arange(logits.shape[-1]) == labels[..., None], logits, 0).sum(-1)
-    losses = jnp.where(labelled, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
-    return losses, labelled & (logits.argmax(-1) == labels)
+    losses = _smooth(jax.nn.logsumexp(logits, axis=-1) - picked, logits, label_smoothing)
+    return jnp.where(labelled, losses, 0.0), labelled & (logits.argmax(-1) == labels)
+
+
+def _smooth(
+    losses: Float[Array, "*batch"], logits: Float[Array, "*batch classes"], label_smoothing: float
+) -> Float[Array, "*batch"]:
+    """Mixes each loss with the mean of -log softmax(logits) over the classes whose logit is not minus infinity."""
+    if label_smoothing == 0:
+        return losses
+    present = logits > -jnp.inf
+    mean = jnp.where(present, logits, 0).sum(-1) / present.sum(-1)
+    return (1 - label_smoothing) * losses + label_smoothing * (jax.nn.logsumexp(logits, axis=-1) - mean)
 
 
 def _cut(x: Float[Array, "batch tokens ..."], size: int, fill: int = 0) -> Float[Array, "chunks batch {size} ..."]:

@@ -66,7 +66,18 @@ class Objective(Protocol):
         """
 
 
-class Classification:
+@dataclasses.dataclass(frozen=True)
+class CrossEntropyObjective:
+    """An objective whose loss is a cross-entropy over classes or tokens.
+
+    Attributes:
+      label_smoothing: as in `losses.cross_entropy`. Objectives that evaluate have none.
+    """
+
+    label_smoothing: float = 0.0
+
+
+class Classification(CrossEntropyObjective):
     """One class for each example, a text or an image: the cross-entropy of a linear head's logits."""
 
     head: ClassVar[Head] = "classifier"
@@ -77,7 +88,7 @@ class Classification:
         return len(labels)
 
     def loss(self, outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-        return losses.cross_entropy(outputs, labels).mean()
+        return losses.cross_entropy(outputs, labels, self.label_smoothing).mean()
 
     def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Float[Array, "batch classes"]:
         return _head_outputs(model, batch, **call)
@@ -125,7 +136,7 @@ class Likelihoods(NamedTuple):
     correct: Int[Array, " batch"]  # the number of labelled tokens whose label has the largest logit
 
 
-class Generation:
+class Generation(CrossEntropyObjective):
     """A text for each example: the cross-entropy of its tokens under a causal language model."""
 
     head: ClassVar[Head] = "causal"
@@ -147,7 +158,7 @@ class Generation:
         else:
             more = {"segments": jnp.asarray(batch.segments)}
         hidden = model.backbone(batch.tokens, batch.mask, **call, **more)
-        return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, labels))
+        return _token_likelihoods(model, hidden, labels, self.label_smoothing)
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
         return _likelihoods(outputs)
@@ -160,7 +171,7 @@ class TaggedTokens(NamedTuple):
     predicted: Int[Array, "batch seq"]  # the class of the largest logit at each labelled token, elsewhere IGNORED
 
 
-class TokenClassification:
+class TokenClassification(CrossEntropyObjective):
     """A class for each labelled token: the cross-entropy of a linear head's logits."""
 
     head: ClassVar[Head] = "token_classifier"
@@ -177,7 +188,8 @@ class TokenClassification:
         labels = jnp.asarray(batch.labels)
         labelled = labels != IGNORED
         logits = model(batch.tokens, batch.mask, **call)
-        each = jnp.where(labelled, losses.cross_entropy(logits, jnp.where(labelled, labels, 0)), 0.0)
+        each = losses.cross_entropy(logits, jnp.where(labelled, labels, 0), self.label_smoothing)
+        each = jnp.where(labelled, each, 0.0)
         predicted = jnp.where(labelled, logits.argmax(-1), IGNORED)
         correct = labelled & (predicted == labels)
         return TaggedTokens(Likelihoods(each.sum(-1), labelled.sum(-1), correct.sum(-1)), predicted)
@@ -192,7 +204,7 @@ class TokenClassification:
         return dataclasses.replace(likelihoods, tags=tags(labels), predicted_tags=tags(outputs.predicted))
 
 
-class MaskedLanguageModel:
+class MaskedLanguageModel(CrossEntropyObjective):
     """The masked tokens of each text: their cross-entropy under a masked language model."""
 
     head: ClassVar[Head] = "masked"
@@ -207,7 +219,7 @@ class MaskedLanguageModel:
 
     def outputs(self, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Likelihoods:
         hidden = model.backbone(batch.tokens, batch.mask, **call)
-        return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, jnp.asarray(batch.labels)))
+        return _token_likelihoods(model, hidden, jnp.asarray(batch.labels), self.label_smoothing)
 
     def predictions(self, outputs: Any, labels: Shaped[np.ndarray, "..."], names: Sequence[str]) -> Predictions:
         return _likelihoods(outputs)
@@ -281,6 +293,20 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def training_objective(name: str, label_smoothing: float) -> Objective:
+    """Returns the objective whose loss training minimises. Evaluation reads OBJECTIVES, which are not smoothed.
+
+    Args:
+      name: a key of OBJECTIVES.
+      label_smoothing: 0, unless the objective is a `CrossEntropyObjective`.
+    """
+    objective = OBJECTIVES[name]
+    if label_smoothing == 0:
+        return objective
+    assert isinstance(objective, CrossEntropyObjective), name
+    return dataclasses.replace(objective, label_smoothing=label_smoothing)
+
+
 def batch_loss(objective: Objective, model: Any, batch: Batch, **call: Unpack[ModelCall]) -> Float[Array, ""]:
     """Returns the mean loss of a batch."""
     return objective.loss(objective.outputs(model, batch, **call), jnp.asarray(batch.labels))
@@ -289,6 +315,12 @@ def batch_loss(objective: Objective, model: Any, batch: Batch, **call: Unpack[Mo
 def _mean_loss(likelihoods: Likelihoods) -> Float[Array, ""]:
     """Returns the mean over the batch's labelled tokens, and 0 if no token is labelled."""
     return likelihoods.losses.sum() / jnp.maximum(likelihoods.tokens.sum(), 1)
+
+
+def _token_likelihoods(
+    model: Any, hidden: Float[Array, "batch seq d_model"], labels: Int[Array, "batch seq"], label_smoothing: float
+) -> Likelihoods:
+    return Likelihoods(*losses.token_cross_entropy(model.logits, hidden, labels, label_smoothing=label_smoothing))
 
 
 def _likelihoods(outputs: Any) -> Predictions:

@@ -17,7 +17,7 @@ from lora_jax.errors import UserError
 from lora_jax.kernels.choice import uses_pallas
 from lora_jax.methods import Method, method_of
 from lora_jax.models.options import ComputeOptions
-from lora_jax.train.objective import OBJECTIVES, batch_loss
+from lora_jax.train.objective import OBJECTIVES, CrossEntropyObjective, batch_loss, training_objective
 from lora_jax.train.optimizer import Hyper, learning_rate, optimizer
 
 OUTPUT_MASK = "head/mask"  # the path of a constant, an `OutputMask`
@@ -37,6 +37,7 @@ class Program:
     optim: str
     schedule: str
     drops_out: bool
+    label_smoothing: float  # of the training loss
     dtype: str  # of activations
     precision: str  # of products of float32, as jax.default_matmul_precision takes it
     unroll: int | bool  # as jax.lax.scan takes it
@@ -53,25 +54,21 @@ def program_of(run: RunConfig) -> Program:
     """Returns the program of `run`. Runs with the same ``run.program_key()`` have the same program.
 
     Raises:
-      UserError: the method has an ensemble, and the outputs for the task cannot be averaged; or the run asks for Pallas
-        kernels, which this device or dtype does not have.
+      UserError: as `check_objective`, or the run asks for Pallas kernels, which this device or dtype does not have.
     """
+    check_objective(run)
     # A CPU unrolls the whole stack of layers, which is faster, but not under `remat`: without a loop, XLA on a CPU
     # recomputes at once what `remat` dropped, so no memory is saved.
     unroll_all = jax.default_backend() == "cpu" and run.model.remat == "none"
     # A CPU computes elements faster in float32, and products faster with operands in bfloat16.
     narrow_products = jax.default_backend() == "cpu" and run.dtype == "bfloat16"
-    method, objective = method_of(run.method), find_task(run.task).objective
-    if method.ensemble > 1 and not OBJECTIVES[objective].averaged:
-        raise UserError(
-            f"method.ensemble={method.ensemble}: must be 1 for task={run.task.name}, whose outputs cannot be averaged"
-        )
     program = Program(
-        method=method,
-        objective=objective,
+        method=method_of(run.method),
+        objective=find_task(run.task).objective,
         optim=run.optim.name,
         schedule=run.optim.schedule,
         drops_out=run.drops_out,
+        label_smoothing=run.label_smoothing,
         dtype="float32" if narrow_products else run.dtype,
         precision="bfloat16" if narrow_products else "default",
         unroll=unroll_all if run.model.unroll == "auto" else run.model.unroll,
@@ -80,6 +77,24 @@ def program_of(run: RunConfig) -> Program:
         kernel="pallas" if uses_pallas(run.model.kernel, run.dtype) else "xla",
     )
     return program.unrolled() if run.compile.layers == "unrolled" else program
+
+
+def check_objective(run: RunConfig) -> None:
+    """Refuses, before anything is loaded, settings that do not suit the objective of the run's task.
+
+    Raises:
+      UserError: the method has an ensemble, and the outputs for the task cannot be averaged; or labels are smoothed,
+        and the task has no classes.
+    """
+    method, objective = method_of(run.method), OBJECTIVES[find_task(run.task).objective]
+    if method.ensemble > 1 and not objective.averaged:
+        raise UserError(
+            f"method.ensemble={method.ensemble}: must be 1 for task={run.task.name}, whose outputs cannot be averaged"
+        )
+    if run.label_smoothing > 0 and not isinstance(objective, CrossEntropyObjective):
+        raise UserError(
+            f"label_smoothing={run.label_smoothing:g}: must be 0 for task={run.task.name}, which has no classes"
+        )
 
 
 class RunState(NamedTuple):
@@ -134,7 +149,7 @@ def loss_of(
     key = jax.random.fold_in(jax.random.key(hyper.seed), step) if program.drops_out else None
     model = adapt(program, base, params, constants)
     return batch_loss(
-        OBJECTIVES[program.objective],
+        training_objective(program.objective, program.label_smoothing),
         model,
         batch,
         dropout_rate=hyper.dropout,

@@ -41,6 +41,7 @@ BAD = [
     ("epochs", 0, "greater than 0"),
     ("dropout", 1.0, "less than 1"),
     ("dropout", -0.1, "greater than or equal to 0"),
+    ("label_smoothing", 1.0, "less than 1"),
     ("batch", 0, "greater than 0"),
     ("eval_batch", 0, "greater than 0"),
     ("dtype", "float16", "'float32', 'bfloat16' or 'float64'"),
@@ -148,6 +149,7 @@ def test_runs_share_a_program_unless_a_setting_is_shape(configure):
         {"dtype": "bfloat16"},
         {"dropout": 0.1},  # with dropout the program draws numbers
         {"method__dropout": 0.1},
+        {"label_smoothing": 0.1},
         {"optim__schedule": "cosine"},
         {"model__pool": "first"},
         {"model__source": "elsewhere"},

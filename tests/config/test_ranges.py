@@ -11,7 +11,7 @@ WHOLE = [
     *("model__unroll", "task__steps", "task__eval_examples", "task__decode__new_tokens", "task__decode__beams"),
     "task__decode__no_repeat_ngram",
 ]
-FRACTIONS = ["dropout", "method__dropout", "optim__b1", "optim__b2", "optim__warmup"]
+FRACTIONS = ["dropout", "label_smoothing", "method__dropout", "optim__b1", "optim__b2", "optim__warmup"]
 REAL = ["lr", "method__lr", "epochs", "optim__eps", "optim__weight_decay", "optim__clip_norm", "alpha", *FRACTIONS]
 TEXT = [
     *("model__name", "model__family", "model__source", "task__name", "task__data_dir", "task__select", "targets"),

@@ -67,7 +67,9 @@ def without(point: Point, group: str | None, name: str) -> None:
     write_json(point.folder / "run.json", run)
 
 
-@pytest.mark.parametrize(("group", "name"), [(None, "stop"), ("method", "dora"), ("method", "lr_ratio")])
+@pytest.mark.parametrize(
+    ("group", "name"), [(None, "stop"), (None, "label_smoothing"), ("method", "dora"), ("method", "lr_ratio")]
+)
 def test_a_setting_that_was_not_recorded_had_its_default(point, group, name):
     without(point, group, name)
     check_runs([point])

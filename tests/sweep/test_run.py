@@ -22,3 +22,13 @@ def test_an_unfinished_run_of_an_earlier_version_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"rank=2 is not finished.*records of version 1.*commit 0140d3d"):
         run_points([point], home=folder, group="old")
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("task", ["stsb", "stsb_embedding", "nli_triplets"])
+def test_label_smoothing_is_refused_for_a_task_without_classes(tmp_path, task):
+    settings = (f"task={task}", "model.source=/nowhere", "task.data_dir=/nowhere")
+    points = [
+        Point(name, tmp_path / name, compose_run(*settings, f"label_smoothing={name}")) for name in ("0.0", "0.1")
+    ]
+    with pytest.raises(UserError, match=f"^label_smoothing=0.1: must be 0 for task={task}, which has no classes$"):
+        run_points(points, home=tmp_path, group="smoothed")

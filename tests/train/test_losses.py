@@ -34,8 +34,8 @@ def unchunked(table, hidden, labels, weights):
     return (jnp.where(labels == IGNORED, 0, losses).sum(-1) * weights).sum()
 
 
-def chunked(table, hidden, labels, weights, chunk):
-    losses, _, _ = token_cross_entropy(lambda h: logits(table, h), hidden, labels, chunk)
+def chunked(table, hidden, labels, weights, chunk, label_smoothing=0.0):
+    losses, _, _ = token_cross_entropy(lambda h: logits(table, h), hidden, labels, chunk, label_smoothing)
     return (losses * weights).sum()
 
 
@@ -46,6 +46,54 @@ def test_value_and_gradients_are_those_of_whole_logits(inputs, chunk):
         jax.tree.leaves(result), jax.tree.leaves(jax.value_and_grad(unchunked, (0, 1))(*inputs)), strict=True
     ):
         np.testing.assert_allclose(leaf, expected, rtol=1e-12, atol=1e-14)
+
+
+def smoothed(logits, labels, weights, smoothing):
+    """The weighted sum of smoothed losses, and its gradient in the logits, by NumPy. Absent classes are -inf."""
+    present = np.isfinite(logits)
+    target = smoothing * present / present.sum(-1, keepdims=True)
+    target[*np.indices(labels.shape), np.maximum(labels, 0)] += 1 - smoothing
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    chances = exponentials / exponentials.sum(-1, keepdims=True)
+    losses = -(target * np.log(np.where(present, chances, 1))).sum(-1)
+    weights = np.where(labels == IGNORED, 0, weights)
+    return (losses * weights).sum(), (chances - target) * weights[..., None]
+
+
+@pytest.mark.parametrize("classes", [VOCABULARY, 41])
+@pytest.mark.parametrize("chunk", [3, 14, 512])
+def test_smoothed_losses_are_those_of_numpy(inputs, chunk, classes):
+    """Classes from the 41st on are absent in the second case, as where tasks share the shape of a head."""
+    table, hidden, labels, weights = inputs
+    labels = jnp.where(labels == IGNORED, labels, labels % classes)
+
+    def loss(table, hidden):
+        def logits_of(h):
+            return jnp.where(jnp.arange(VOCABULARY) < classes, h @ table.T, -jnp.inf)
+
+        losses, _, _ = token_cross_entropy(logits_of, hidden, labels, chunk, label_smoothing=0.1)
+        return (losses * weights).sum()
+
+    value, (to_table, to_hidden) = jax.jit(jax.value_and_grad(loss, (0, 1)))(table, hidden)
+    table, hidden, labels = (np.asarray(x) for x in (table, hidden, labels))
+    logits = np.where(np.arange(VOCABULARY) < classes, hidden @ table.T, -np.inf)
+    expected, to_logits = smoothed(logits, labels, np.asarray(weights)[:, None], 0.1)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(to_hidden, to_logits @ table, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(to_table, np.einsum("btv,btw->vw", to_logits, hidden), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("classes", [5, 3])
+def test_smoothed_losses_of_a_classifier_are_those_of_numpy(classes):
+    with jax.enable_x64():
+        rng = np.random.default_rng(0)
+        logits = np.where(np.arange(5) < classes, rng.normal(size=(4, 5)), -np.inf)
+        labels = np.array([0, 1, 2, 2])
+        loss = jax.value_and_grad(lambda x: cross_entropy(x, jnp.asarray(labels), 0.3).sum())
+        value, gradient = loss(jnp.asarray(logits))
+        expected, expected_gradient = smoothed(logits, labels, np.ones(4), 0.3)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-11, atol=1e-14)
 
 
 def test_labelled_and_correct_tokens_are_counted(inputs):
@@ -104,8 +152,10 @@ def products(jaxpr) -> int:
     )
 
 
-@pytest.mark.parametrize(("trained", "expected"), [((1,), 2), ((0, 1), 4), ((0,), 4)])
-def test_whole_logits_are_never_computed(trained, expected):
+@pytest.mark.parametrize(
+    ("trained", "expected", "label_smoothing"), [((1,), 2, 0.0), ((0, 1), 4, 0.0), ((0,), 4, 0.0), ((1,), 2, 0.1)]
+)
+def test_whole_logits_are_never_computed(trained, expected, label_smoothing):
     """For a frozen table the logits are computed once: one product for them, another for their gradient."""
     vocabulary, tokens, width = 5000, 256, 16
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((vocabulary, width), (2, tokens, width))]
@@ -114,7 +164,7 @@ def test_whole_logits_are_never_computed(trained, expected):
     def program(of):
         return jax.jit(lambda table, hidden: jax.grad(of, trained)(table, hidden, labels, weights)).trace(*shapes)
 
-    traced = program(lambda *arguments: chunked(*arguments, 32))
+    traced = program(lambda *arguments: chunked(*arguments, 32, label_smoothing))
     assert max(sizes(traced.jaxpr.jaxpr)) <= 32 * vocabulary < 2 * tokens * vocabulary
     assert products(traced.jaxpr.jaxpr) == expected
     temporary = traced.lower().compile().memory_analysis().temp_size_in_bytes

@@ -162,6 +162,22 @@ def test_runs_see_their_own_examples_padded_to_the_longest(setups, runs):
             )
 
 
+def test_a_run_with_smoothing_trains_on_another_loss_and_is_validated_on_the_same(setups, runs):
+    """Only the labels that a task has are smoothed, so a run in a pack of two tasks has the losses of the run alone."""
+    smoothed = [run.model_copy(update={"label_smoothing": 0.2}) for run in runs[:2]]
+    with jax.enable_x64(True):
+        _, losses = trained(setups, smoothed, steps=2)
+        alone = [trained(setups, [run], steps=2) for run in smoothed]
+        _, plain = trained(setups, runs[:1], steps=2)
+        np.testing.assert_allclose(losses, np.concatenate([losses for _, losses in alone], 1), rtol=1e-9)
+        assert (losses[:, 0] != plain[:, 0]).all()
+        valid, _ = scores(alone[0][0])
+        predictions = valid[0].predictions["scores"]
+        logs = jax.nn.log_softmax(predictions.logits)
+        expected = -logs[np.arange(len(logs)), predictions.labels].mean()
+        assert valid[0].metrics["loss"] == pytest.approx(float(expected), rel=1e-9)
+
+
 class Costs:
     """Every run costs the same; texts of banking77 are much longer than the others'."""
 

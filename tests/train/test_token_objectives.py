@@ -1,5 +1,6 @@
 """Token classification and masked language modelling: losses, predictions, and packs of both."""
 
+import dataclasses
 import functools
 
 import jax
@@ -18,7 +19,7 @@ from lora_jax.models.options import ComputeOptions
 from lora_jax.train.objective import OBJECTIVES, batch_loss
 from lora_jax.train.pack import make_pack, packed_step
 from lora_jax.train.setup import load_setup
-from lora_jax.train.step import adapt, compute_options
+from lora_jax.train.step import adapt, compute_options, loss_of, outputs_of
 
 OPTIONS = ComputeOptions()
 
@@ -119,6 +120,27 @@ def test_the_evaluator_scores_every_text_as_the_model_does_alone(trained):
         figures = score(found, METRICS)
         assert figures["loss"] == pytest.approx(np.sum(losses) / found.tokens.sum(), rel=1e-9)
         assert figures["token_accuracy"] == np.sum(correct) / found.tokens.sum()
+
+
+def test_smoothing_changes_the_training_loss_alone(trained):
+    """A tenth of the smoothed loss is the mean of -log p over all classes or tokens. Outputs to score are the same."""
+    _, pack, _ = trained
+    params, constants, hyper, batch = jax.tree.map(
+        lambda leaf: leaf[0], (pack.state.params, pack.constants, pack.hyper, pack.batches[0])
+    )
+    smoothed = dataclasses.replace(pack.program, label_smoothing=0.1)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def computed(program):
+        loss = loss_of(program, pack.base, params, constants, hyper, batch, 0)
+        return loss, outputs_of(program, pack.base, params, constants, batch)
+
+    (loss, outputs), (smoothed_loss, smoothed_outputs) = computed(pack.program), computed(smoothed)
+    jax.tree.map(np.testing.assert_array_equal, smoothed_outputs, outputs)
+    model = adapt(pack.program, pack.base, params, constants)
+    logits = jax.jit(functools.partial(call, options=compute_options(pack.program)))(model, batch.tokens, batch.mask)
+    uniform = -np.asarray(jax.nn.log_softmax(logits))[batch.labels != IGNORED].mean()
+    assert float(smoothed_loss) == pytest.approx(0.9 * float(loss) + 0.1 * uniform, rel=1e-9) != float(loss)
 
 
 def test_the_loss_is_the_mean_over_the_labelled_tokens_of_the_batch(overrides):
