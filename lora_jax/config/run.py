@@ -149,6 +149,12 @@ class TaskConfig(Settings):
     messages: Text | None = Field(None, description="the column of conversations, for chats")
     id: Text | None = Field(None, description="a column whose values must be unique in all files")
     packing: bool = Field(False, description="whether short texts share rows of the longest bucket in training")
+    validation: Literal["held_out", "test"] = Field(
+        "held_out",
+        description="what chooses a run's best evaluation. held_out: the data set's validation split, or one cut from "
+        "its training examples. test: the test split, as in the LoRA paper on GLUE's dev sets, so test scores are "
+        "optimistic; the validation examples are then trained on",
+    )
     steps: Count = Field(description="optimizer steps when neither steps nor epochs is given")
     eval_examples: Count | None = Field(None, description="the most examples to validate and test on; null: all")
     metrics: tuple[Text, ...] | None = data(None, description="what is recorded, in place of the task's own metrics")

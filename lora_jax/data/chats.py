@@ -60,6 +60,10 @@ class Chats:
         """Returns the conversations at `rows`, in that order."""
         return Chats([self.messages[row] for row in rows])
 
+    def join(self, other: "Chats") -> "Chats":
+        """Returns these conversations, and then those of `other`."""
+        return Chats(self.messages + other.messages)
+
     def scored(self, limit: int | None) -> "Chats":
         """Returns the first `limit` conversations."""
         return self.take(range(len(self))[:limit])

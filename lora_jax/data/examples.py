@@ -27,6 +27,10 @@ class Split(Protocol):
         """Returns the examples at `rows`, in that order."""
         ...
 
+    def join(self: T, other: T) -> T:
+        """Returns these examples, and then those of `other`."""
+        ...
+
     def scored(self: T, limit: int | None) -> T:
         """Returns the first `limit` examples, which are scored; None: all of them."""
         ...
@@ -86,6 +90,21 @@ class Examples:
             None if self.negatives is None else _take(self.negatives, rows),
         )
 
+    def join(self, other: "Examples") -> "Examples":
+        """Returns these examples, and then those of `other`; ValueError if they have other columns."""
+        labels: Any = (
+            [*self.labels, *other.labels]
+            if isinstance(self.labels, list)
+            else np.concatenate([np.asarray(self.labels), np.asarray(other.labels)])
+        )
+        return Examples(
+            self.texts + other.texts,
+            labels,
+            _join(self.pairs, other.pairs),
+            _join(self.choices, other.choices),
+            _join(self.negatives, other.negatives),
+        )
+
     def scored(self, limit: int | None) -> "Examples":
         """Returns the first `limit` examples. A text with several references counts once, with its first."""
         rows: Sequence[int] = range(len(self))
@@ -127,6 +146,11 @@ class Corpus:
 
 def _holds(choices: tuple[str, ...], label: object) -> bool:
     return label in choices
+
+
+def _join(first: list[T] | None, second: list[T] | None) -> list[T] | None:
+    # A column that only one of them has is too short, which Examples refuses.
+    return None if first is None and second is None else [*(first or ()), *(second or ())]
 
 
 def _take(values: list[T], rows: Sequence[int]) -> list[T]:

@@ -46,6 +46,10 @@ class Images:
             )
         return Images(self.pixels[np.asarray(rows, int)], self.labels[np.asarray(rows, int)])
 
+    def join(self, other: "Images") -> "Images":
+        """Returns these images, and then those of `other`, which have the same size."""
+        return Images(np.concatenate([self.pixels, other.pixels]), np.concatenate([self.labels, other.labels]))
+
     def scored(self, limit: int | None) -> "Images":
         """Returns the first `limit` images."""
         return self.take(range(len(self))[:limit])

@@ -36,6 +36,10 @@ class TaggedWords:
         """Returns the sentences at `rows`, in that order."""
         return TaggedWords([self.words[row] for row in rows], [self.tags[row] for row in rows])
 
+    def join(self, other: "TaggedWords") -> "TaggedWords":
+        """Returns these sentences, and then those of `other`."""
+        return TaggedWords(self.words + other.words, self.tags + other.tags)
+
     def scored(self, limit: int | None) -> "TaggedWords":
         """Returns the first `limit` sentences."""
         return TaggedWords(self.words[:limit], self.tags[:limit])

@@ -45,6 +45,16 @@ class TaskData(Generic[S]):
                     f"{len(self.labels) - 1}, of {len(self.labels)} classes"
                 )
 
+    def validate_on_test(self) -> "TaskData[S]":
+        """Returns the data with the test split as ``valid`` too, and the examples of ``valid`` at the end of ``train``.
+
+        Raises ValueError if a split is searched in documents, which cannot be joined.
+        """
+        if self.corpora:
+            raise ValueError("splits with corpora cannot be joined")
+        train, valid, test = (self.splits[name] for name in ("train", "valid", "test"))
+        return TaskData(self.labels, {"train": train.join(valid), "valid": test, "test": test})
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, over the label names and every split's examples and documents, in order."""

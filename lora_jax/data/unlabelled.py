@@ -27,6 +27,10 @@ class UnlabelledTexts:
         """Returns the texts at `rows`, in that order."""
         return UnlabelledTexts([self.texts[row] for row in rows])
 
+    def join(self, other: "UnlabelledTexts") -> "UnlabelledTexts":
+        """Returns these texts, and then those of `other`."""
+        return UnlabelledTexts(self.texts + other.texts)
+
     def scored(self, limit: int | None) -> "UnlabelledTexts":
         """Returns the first `limit` texts."""
         return UnlabelledTexts(self.texts[:limit])

@@ -16,7 +16,17 @@ def data_key(config: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
       config: the field ``config`` of a run.json. A setting that it lacks counts as null.
     """
-    return tuple(_text(config, path) for path in _DATA)
+    validation = str(validates_on_test(config))  # records of before it existed lack it
+    return (*(_text(config, path) for path in _DATA), validation)
+
+
+def validates_on_test(config: Mapping[str, Any]) -> bool:
+    """Returns whether a run's best evaluation is chosen on the test split.
+
+    Args:
+      config: the field ``config`` of a run.json.
+    """
+    return bool(_value(config, "task.validation") == "test")
 
 
 def inputs_key(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lora_jax.records.inputs import data_key, inputs_key
+from lora_jax.records.inputs import data_key, inputs_key, validates_on_test
 from lora_jax.report.differences import gap
 from lora_jax.report.rows import Row, extra_axes, readable
 from lora_jax.report.text import short
@@ -154,6 +154,12 @@ def finding(rows: list[Row]) -> str:
     sentences = [
         _finding(group) if len(groups) == 1 else f"{title}: {_finding(group)}" for title, group in groups.items()
     ]
+    if chosen := [row.name for row in readable(rows) if row.finished and validates_on_test(row.run.config)]:
+        whose = "each run" if len(chosen) == len(rows) else _few(chosen)
+        sentences.append(
+            f"With task.validation=test, the best evaluation of {whose} was chosen on the test split, so test scores "
+            f"are optimistic."
+        )
     if lost := len(rows) - len(readable(rows)):
         what = "No run" if lost == len(rows) else f"{lost} of {len(rows)} runs"
         sentences.append(f"{what} can be read." if lost == len(rows) else f"{what} cannot be read.")

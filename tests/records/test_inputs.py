@@ -5,7 +5,7 @@ import pytest
 from lora_jax.records.inputs import data_key, inputs_key
 
 COLUMNS = ("kind", "text", "pair", "label", "messages", "id")
-DATA = {"task__name", "task__data_dir", *(f"task__{key}" for key in COLUMNS)}
+DATA = {"task__name", "task__data_dir", "task__validation", *(f"task__{key}" for key in COLUMNS)}
 
 
 def test_a_run_and_its_record_have_the_same_key(configure):
@@ -26,6 +26,7 @@ def test_a_run_and_its_record_have_the_same_key(configure):
         {"task__eval_examples": 7},
         {"task__augment": ["flip"]},
         {"task__packing": True},
+        {"task__validation": "test"},
         {"task__buckets": None, "task__max_length": 64},
         {"dtype": "bfloat16"},
         {"base_storage": "nf4"},
@@ -47,3 +48,10 @@ def test_other_settings_do_not(configure, changes):
 @pytest.mark.parametrize("config", [{}, {"model": None, "task": 7}, {"task": {"buckets": ["a", None]}}])
 def test_a_record_may_lack_settings(config):
     assert hash(inputs_key(config)) and hash(data_key(config))
+
+
+@pytest.mark.parametrize("setting", ["packing", "validation"])
+def test_a_record_of_before_a_setting_existed_has_the_key_of_its_default(configure, setting):
+    run = configure().model_dump(mode="json")
+    earlier = {**run, "task": {key: value for key, value in run["task"].items() if key != setting}}
+    assert inputs_key(earlier) == inputs_key(run) and data_key(earlier) == data_key(run)

@@ -68,23 +68,33 @@ def find_task(config: TaskConfig) -> Task:
     if config.name not in TASKS:
         raise UserError(f"task.name={config.name!r}: not a task; use {', '.join(sorted([*TASKS, *CUSTOM]))}")
     refuse_columns(config)
-    return TASKS[config.name]
+    task = TASKS[config.name]
+    if config.validation == "test" and "retrieval" in task.evaluators:
+        raise UserError(
+            f"task.validation=test: must be held_out for task={task.name}, whose validation examples are queries, "
+            f"which cannot be trained on"
+        )
+    return task
 
 
 def load_data(config: TaskConfig, data_root: str | None = None) -> TaskData[Any]:
     """Loads the data of a run's task.
 
     Args:
-      config: the task's settings. Its `data_dir` is read, if it is given.
+      config: the task's settings. Its `data_dir` is read, if it is given, and its `validation` chooses the splits.
       data_root: else a folder that holds the tasks' folders (``Task.folder``). None: the task's default place.
 
     Raises:
       UserError: there is no such task, or the folder does not hold its files.
     """
     task = find_task(config)
+    folder = None
     if config.data_dir is not None:
-        return task.load(Path(config.data_dir).expanduser())
-    return task.load(Path(data_root).expanduser() / task.folder if data_root and task.folder else None)
+        folder = Path(config.data_dir).expanduser()
+    elif data_root and task.folder:
+        folder = Path(data_root).expanduser() / task.folder
+    data = task.load(folder)
+    return data.validate_on_test() if config.validation == "test" else data
 
 
 def load_task(name: str, data_dir: str | Path | None = None) -> TaskData[Any]:

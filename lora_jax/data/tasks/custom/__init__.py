@@ -63,10 +63,11 @@ def load(config: TaskConfig, data_dir: Path | None) -> TaskData:
     for name in files.names:  # before all of a large file is hashed
         open_table(source, name)
     data = _READ[kind.name](open_builder(builder_of(source), files.folder, files.read, LARGEST))
-    for split, count in repeated(data).items():
+    used = data.validate_on_test() if config.validation == "test" else data
+    for split, count in repeated(used).items():
         logger.warning(
             "task.data_dir: %d of %d %s examples are also in the train split, so its figures are too good",
-            *(count, len(data.splits[split]), split),
+            *(count, len(used.splits[split]), split),
         )
     return data
 
