@@ -14,6 +14,7 @@ LAYERS = (
     ("lora_jax.bench",),
     ("lora_jax.commands",),
     ("lora_jax.sweep",),
+    ("lora_jax.paper",),
     ("lora_jax.analysis",),
     ("lora_jax.report",),
     ("lora_jax.evaluation",),
@@ -94,7 +95,8 @@ def imported_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["lora_jax", "lora_jax.config", "lora_jax.records", "lora_jax.report", "lora_jax.metrics"]
+    "module",
+    ["lora_jax", "lora_jax.config", "lora_jax.records", "lora_jax.report", "lora_jax.metrics", "lora_jax.paper.table"],
 )
 def test_what_reads_records_and_settings_starts_without_jax(module):
     assert not imported_by(f"import {module}")

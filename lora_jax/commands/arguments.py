@@ -53,6 +53,8 @@ def arguments(given: Sequence[str], *, kind: str, results: Path) -> Arguments:
     given = [_quote(item) for item in given]
     for item in given:
         key, _, value = item.lstrip("+").partition("=")
+        if key == "experiment":
+            raise UserError(f"{item}: is a recipe; train it with python -m experiments.table {value}")
         if key in FOLDERS and "${" in value:
             raise UserError(f"{item}: must be a plain path; interpolations are not resolved")
     if only_shows(given):

@@ -225,6 +225,7 @@ class RunConfig(Settings):
     )
     eval_every: Count | Literal["epoch"] = "epoch"
     log_every: Count = 10
+    test: bool = Field(True, description="whether the test split is scored when the run ends; false: validation alone")
     checkpoint_every: Count | Literal["auto"] = Field(
         "auto", description="steps between checkpoints; auto: a minute of training"
     )

@@ -27,8 +27,12 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 
 
 def build_evaluators(program: Program, base: Base, run: RunConfig, tokens: TaskTokens) -> dict[str, Evaluator]:
-    """Builds the evaluators of a run's task for its pack, by name; UserError for settings that they refuse."""
-    return {name: EVALUATORS[name](program, base, run, tokens) for name in find_task(run.task).evaluators}
+    """Builds the evaluators of a run's task for its pack, by name; UserError for settings that they refuse.
+
+    Those that evaluate the test split alone are left out for a run without a test.
+    """
+    names = [name for name in find_task(run.task).evaluators if run.test or "valid" in EVALUATORS[name].splits]
+    return {name: EVALUATORS[name](program, base, run, tokens) for name in names}
 
 
 def pack_evaluators(pack: Pack, one_length: bool = False) -> list[TaskEvaluators]:

@@ -23,7 +23,9 @@ def finish(
 ) -> None:
     """Writes the results of each run of `ended` that has none yet."""
     pack, progress = training.pack, training.progress
-    scores = test_scores(training, evaluators, scorings)
+    scores: Sequence[dict[str, float] | None] = [None] * len(pack.points)
+    if pack.points[0].config.test:  # the same for all runs of a pack
+        scores = test_scores(training, evaluators, scorings)
     updates, live, best, constants = jax.device_get((pack.state.step, pack.state.live, training.best, pack.constants))
     for run in [run for run in ended if run in training.trackers]:
         point = pack.points[run]
@@ -43,7 +45,8 @@ def finish(
         )
         adapter = None
         if live[run]:
-            training.write(run, {f"test/{name}": value for name, value in scores[run].items()})
+            if (figures := scores[run]) is not None:
+                training.write(run, {f"test/{name}": value for name, value in figures.items()})
             adapter = point.folder / "adapter"
             summary = summary.replace(adapter_bytes=_save(training, run, adapter, best, constants))
         training.trackers[run].finish(summary, adapter)

@@ -73,9 +73,9 @@ class CommandLine:
         return self("sweep", *self._with_small(overrides), f"hydra.sweep.dir={folder}", **environment)
 
     def killed(
-        self, at: tuple[str, str, int], command: str, *overrides: str, signal: str = "SIGKILL"
+        self, at: tuple[str, str, int], command: str, *overrides: str, signal: str = "SIGKILL", small: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a small command that gets `signal` before the nth call of a function: at = (module, name, n)."""
+        """Runs a command that gets `signal` before the nth call of a function: at = (module, name, n)."""
         function_module, name, nth = at
         arguments = [
             "-c",
@@ -84,7 +84,7 @@ class CommandLine:
             name,
             str(nth),
             f"experiments.{command}",
-            *self._with_small(overrides),
+            *(self._with_small(overrides) if small else overrides),
         ]
         return self._run(arguments, {"SIGNAL": signal})
 
