@@ -61,7 +61,7 @@ class Table:
             key, equals, value = item.partition("=")
             if not equals:
                 raise UserError(f"{item}: must be key=value")
-            if key_of(item) in ("seed", "base", "resume", "task", "method"):
+            if key_of(item) in ("seed", "lr", "base", "resume", "task", "method", "test"):
                 raise UserError(f"{item}: the recipe of {name} sets {key_of(item)}; remove it")
             if key in CHOICES:
                 if value not in CHOICES[key]:
@@ -186,10 +186,13 @@ def recorded(table: Table) -> dict[str, RunResult]:
 
 def print_plan(table: Table) -> None:
     """Prints the packs of a table, with their costs on this machine. Nothing is trained and nothing written."""
+    import jax
+
     from lora_jax.host import start_devices
+    from lora_jax.report.tables import duration
     from lora_jax.sweep.costs import Costs
     from lora_jax.sweep.plan import plan, separating_settings
-    from lora_jax.sweep.run import describe_pack
+    from lora_jax.sweep.run import describe_pack, predicted_seconds
     from lora_jax.sweep.setups import Setups
 
     start_devices()
@@ -197,11 +200,12 @@ def print_plan(table: Table) -> None:
     packs = plan([composed.point(run, table.folder / RUNS) for run in runs], Costs(Setups()))
     for pack, settings in zip(packs, separating_settings(packs), strict=True):
         print(describe_pack(pack, settings))
-    stages = [run.stage for run in runs]
+    tuning = sum(run.stage == "tune" for run in runs)
     print(
-        f"{table.folder.name}: {len(runs)} runs ({stages.count('tune')} choose a learning rate; here each row has its "
-        f"first), {len(packs)} packs, {sum(pack.flops for pack in packs):.2e} FLOPs, "
-        f"at most {max(pack.bytes for pack in packs) / 2**30:.2f} GiB beside the base"
+        f"{table.folder.name} on {jax.devices()[0].device_kind}: {len(runs)} runs in {len(packs)} packs, "
+        f"{sum(pack.flops for pack in packs):.2e} FLOPs, {max(pack.bytes for pack in packs) / 2**30:.2f} GiB beside "
+        f"the base, roughly {duration(sum(map(predicted_seconds, packs)))} of compiling and training. {tuning} of the "
+        f"runs choose a learning rate; the others are planned at the first of theirs."
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from lora_jax.config.settings import Count, PositiveReal, Settings, Text, Whole
 from lora_jax.errors import UserError, message_of, shown
+from lora_jax.metrics import METRICS
 from lora_jax.paper.published import published_table, published_tables
 
 PRESETS = ("paper", "repo")
@@ -24,7 +25,7 @@ SCALES = ("full", "small", "smoke")
 # Settings of the command line that do not make a run another one than the recipe's.
 SAME_RUN = (
     *("data_root", "task.data_dir", "model.source", "model.unroll", "model.remat", "model.attention", "model.kernel"),
-    *("compile.lengths", "compile.gemm", "compile.layers", "dtype", "base_storage", "eval_batch", "checkpoint_every"),
+    *("compile.lengths", "compile.gemm", "compile.layers", "dtype", "eval_batch", "checkpoint_every"),
     *("log_every", "pack", "wandb.mode", "wandb.project"),
 )
 
@@ -109,6 +110,7 @@ class Recipe(Settings):
             raise ValueError(f"models={sorted(unknown)}: must be of {sorted({row.model for row in rows.values()})}")
         for column in self.columns:
             _one_of(column.task, self.tasks, f"the column {column.title}: task")
+            _one_of(column.metric, METRICS, f"the column {column.title}: metric")
             _one_of(column.title, next(iter(rows.values())).figures, "the column's title")
         for row in self.rows:
             if row.paper is not None:

@@ -265,9 +265,16 @@ def describe_pack(pack: PackPlan, settings: str) -> str:
     )
 
 
+def predicted_seconds(pack: PackPlan) -> float:
+    """Returns roughly how long a pack compiles and trains on this device. On a CPU compiling is not predicted."""
+    if not pack.compile_seconds:
+        return rough_seconds(pack.flops, pack.points[0].config.dtype)
+    return pack.compile_seconds + pack.train_seconds
+
+
 def _describe_time(pack: PackPlan) -> str:
     if not pack.compile_seconds:
-        return f"{rough_seconds(pack.flops, pack.points[0].config.dtype) / 60:.1f} min of training"
+        return f"{predicted_seconds(pack) / 60:.1f} min of training"
     lengths = "one length" if pack.lengths == "longest" else "all lengths"
     layers = "unrolled layers" if pack.layers == "unrolled" else "a loop over layers"
     compiling = f"{pack.compile_seconds:.0f} s of compiling ({lengths}, products by {pack.gemm}, {layers})"

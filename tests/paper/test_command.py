@@ -137,7 +137,9 @@ def test_records_outlive_the_runs(tables: Tables, trained, tmp_path):
 def test_a_plan_trains_nothing(tables: Tables, tmp_path):
     done = tables(tmp_path, "--plan", "scale=smoke")
     assert done.returncode == 0, done.stderr
-    assert "pack 0: " in done.stdout and "4 runs (0 choose a learning rate" in done.stdout and "FLOPs" in done.stdout
+    assert "pack 0: " in done.stdout and "two-smoke on cpu: 4 runs in 2 packs, " in done.stdout
+    assert "FLOPs" in done.stdout and "GiB beside the base, roughly" in done.stdout
+    assert "0 of the runs choose a learning rate" in done.stdout
     assert not (tmp_path / "two-smoke").exists()
 
 
@@ -147,6 +149,8 @@ def test_a_plan_trains_nothing(tables: Tables, tmp_path):
         (["scale=tiny"], {}, "scale=tiny: must be one of full, small, smoke"),
         (["preset=ours"], {}, "preset=ours: must be one of paper, repo"),
         (["seed=1"], {}, "seed=1: the recipe of "),
+        (["lr=1e-3"], {}, "sets lr; remove it"),
+        ([], {"columns": [RECIPE["columns"][0] | {"metric": "acc"}]}, "the column RTE: metric='acc': must be one of"),
         (["rank=0"], {}, "rank=0: must be greater than 0"),
         (["steps"], {}, "steps: must be key=value"),
         ([], {"rule": "best"}, "two.yaml: rule: Input should be 'median' or 'mean'"),
