@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from lora_jax.commands.composition import CONF
 from lora_jax.errors import UserError
 
 SHOW_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -53,7 +54,7 @@ def arguments(given: Sequence[str], *, kind: str, results: Path) -> Arguments:
     given = [_quote(item) for item in given]
     for item in given:
         key, _, value = item.lstrip("+").partition("=")
-        if key == "experiment":
+        if key == "experiment" and (CONF / "experiment" / f"{value}.yaml").is_file():  # a user's group may be called so
             raise UserError(f"{item}: is a recipe; train it with python -m experiments.table {value}")
         if key in FOLDERS and "${" in value:
             raise UserError(f"{item}: must be a plain path; interpolations are not resolved")

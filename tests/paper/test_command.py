@@ -103,6 +103,7 @@ def test_all_runs_are_trained_in_rounds(trained):
     assert {path.name for path in (out / "two").iterdir()} >= {"table.md", "table.csv", "table.tex", "figure.png"}
 
 
+@pytest.mark.slow
 def test_a_killed_table_goes_on(tables: Tables, trained, tmp_path):
     """It is killed in its second round."""
     at = ("lora_jax.sweep.run", "initialise", 4)
