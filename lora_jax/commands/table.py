@@ -22,13 +22,10 @@ from lora_jax.paper.results import (
     RESULTS_FILE,
     CommandRecord,
     RunResult,
-    read_commands,
     read_result,
-    read_results,
-    write_lines,
 )
 from lora_jax.paper.table import build_table
-from lora_jax.records import RUN_FILE, read_run
+from lora_jax.records import RUN_FILE, read_lines, read_run, write_lines
 
 RECIPES = CONF / "experiment"
 RUNS = "runs"  # the folder of the runs, in the table's
@@ -97,7 +94,9 @@ def run(name: str, overrides: Sequence[str], out: Path, *, plan: bool, rebuild: 
         return 0
     with interruptible(lambda: "interrupted; the same command goes on where this one stopped"):
         results = recorded(table) if rebuild else train(table)
-        built = build_table(table.name, table.protocol, results, read_commands(table.folder))
+        built = build_table(
+            table.name, table.protocol, results, read_lines(CommandRecord, table.folder / COMMANDS_FILE)
+        )
         path = write_table(built, table.folder)
     print(path.read_text(encoding="utf-8"))
     print(f"written to {path}")
@@ -123,7 +122,11 @@ def train(table: Table) -> dict[str, RunResult]:
 
     start_devices()
     home, composed = table.folder / RUNS, _Composed()
-    earlier = {result.name: result for result in read_results(table.folder) if result.status == "finished"}
+    earlier = {
+        result.name: result
+        for result in read_lines(RunResult, table.folder / RESULTS_FILE)
+        if result.status == "finished"
+    }
     results: dict[str, RunResult] = {}
     begun: list[Path] = []
     with _recorded(table, begun) as record_command:
@@ -178,7 +181,7 @@ def recorded(table: Table) -> dict[str, RunResult]:
     Raises:
       UserError: there are none, or a record is damaged.
     """
-    results = {result.name: result for result in read_results(table.folder)}
+    results = {result.name: result for result in read_lines(RunResult, table.folder / RESULTS_FILE)}
     if not results:
         raise UserError(f"{table.folder / RESULTS_FILE}: no results to build the table from; train it first")
     return results
@@ -251,7 +254,7 @@ def _recorded(table: Table, begun: Sequence[Path]) -> Iterator[Callable[[], None
     from lora_jax.train.record import is_done
 
     start_time, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    commands = read_commands(table.folder)
+    commands = read_lines(CommandRecord, table.folder / COMMANDS_FILE)
 
     def record() -> None:
         if finished := [folder for folder in begun if is_done(folder)]:

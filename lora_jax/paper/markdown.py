@@ -1,15 +1,13 @@
 """table.md: what was reproduced, what was not and why, for a reader who knows the paper."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_jax.paper.published import Figure
 from lora_jax.paper.results import RunResult
 from lora_jax.paper.selection import SeedFigure, best_epoch
 from lora_jax.paper.table import BuiltTable, Cell, Line
-from lora_jax.report.tables import duration, parameters
-
-UNKNOWN = "–"
+from lora_jax.report.tables import UNKNOWN, duration, markdown_table, parameters
 
 
 def markdown(table: BuiltTable) -> str:
@@ -30,17 +28,14 @@ def figure_text(cell: Cell) -> str:
     """Returns our figure with its spread, with as many decimals as the paper's: ``63.4 ± 1.2``."""
     if cell.ours is None:
         return UNKNOWN
-    digits = _digits(cell)
-    spread = "" if cell.ours.spread is None else f" ± {cell.ours.spread:.{digits}f}"
-    return f"{cell.ours.value:.{digits}f}{spread}"
+    return _number(cell.ours.value, cell.ours.spread, _digits(cell))
 
 
 def paper_text(figure: Figure | None) -> str:
     """Returns the paper's figure as printed."""
     if figure is None:
         return UNKNOWN
-    spread = "" if figure.spread is None else f" ± {figure.spread:.{figure.digits}f}"
-    return f"{figure.value:.{figure.digits}f}{spread}"
+    return _number(figure.value, figure.spread, figure.digits)
 
 
 def parameters_text(count: int | None) -> str:
@@ -72,13 +67,13 @@ def _figures(table: BuiltTable, lines: Sequence[Line]) -> str:
     rows = [["method", "trainable", *table.columns, "verdict"]]
     for line in lines:
         cells = [line.cells[title] for title in table.columns]
-        name = f"**{_plain(line.row.name)}**"
+        name = f"**{line.row.name}**"
         rows.append([name, parameters_text(line.trainable), *map(figure_text, cells), line.verdict])
         if line.paper is not None:
             rows.append([f"paper: {line.paper.name}", line.paper.trainable, *(paper_text(c.paper) for c in cells), ""])
             if not table.analogue:
                 rows.append(["difference", "", *map(_difference, cells), ""])
-    return _markdown(rows)
+    return _table(rows)
 
 
 def _reading(table: BuiltTable) -> str:
@@ -104,12 +99,12 @@ def _to_baseline(table: BuiltTable) -> str:
     rows = [["method", *table.columns]]
     for line in lines:
         gaps = [(line.gaps[title], _digits(line.cells[title])) for title in table.columns]
-        rows.append([f"**{_plain(line.row.name)}**", *(_gap(gap.ours, digits) for gap, digits in gaps)])
+        rows.append([f"**{line.row.name}**", *(_gap(gap.ours, digits) for gap, digits in gaps)])
         if line.paper is not None:
             paper = [UNKNOWN if gap.paper is None else f"{gap.paper:+.{digits}f}" for gap, digits in gaps]
             rows.append([f"paper: {line.paper.name}", *paper])
     return (
-        f"## Differences to {table.protocol.recipe.baseline}\n\n{_markdown(rows)}\n\nThe paper's are to full "
+        f"## Differences to {table.protocol.recipe.baseline}\n\n{_table(rows)}\n\nThe paper's are to full "
         f"fine-tuning of the same model. ± of ours: the standard deviation of differences of runs with equal seeds."
     )
 
@@ -123,12 +118,12 @@ def _rates(table: BuiltTable) -> str:
     for line in lines:
         grid = max((grid for _, grid in line.rates.values()), key=len)
         chosen = [line.rates.get(task) for task in tasks]
-        rows.append([_plain(line.row.name), *map(_rate, chosen), ", ".join(f"{rate:g}" for rate in grid)])
+        rows.append([line.row.name, *map(_rate, chosen), ", ".join(f"{rate:g}" for rate in grid)])
     recipe = table.protocol.recipe
     on_test = any("task.validation=test" in run.overrides for run in table.results)
     split = "the dev set, as the figures" if on_test else "the validation split"
     return (
-        f"## Learning rates\n\n{_markdown(rows)}\n\nChosen by the best validation of one run each, with seed "
+        f"## Learning rates\n\n{_table(rows)}\n\nChosen by the best validation of one run each, with seed "
         f"{recipe.tuning_seed}, on {split}. `(edge)`: the smallest or largest that was tried, so a better one "
         f"may lie beyond."
     )
@@ -143,10 +138,8 @@ def _rate(chosen: tuple[float, tuple[float, ...]] | None) -> str:
 
 
 def _unfinished(table: BuiltTable) -> str:
-    runs = {run.name: run for line in table.lines for run in line.unfinished}
-    if not runs:
-        return ""
-    return "## Runs without a figure\n\n" + "\n".join(f"- {name}: {run.status}" for name, run in sorted(runs.items()))
+    lines = sorted(f"- {run.name}: {run.status}" for run in table.results if run.status != "finished")
+    return "## Runs without a figure\n\n" + "\n".join(lines) if lines else ""
 
 
 def _absent(table: BuiltTable) -> str:
@@ -156,7 +149,7 @@ def _absent(table: BuiltTable) -> str:
     rows = [["the paper's row", *titles]]
     rows += [[row.name, *(paper_text(row.figures.get(title)) for title in titles)] for row in table.absent]
     reason = table.protocol.recipe.absent
-    return f"## Rows of the paper that were not run\n\n{reason + chr(10) + chr(10) if reason else ''}{_markdown(rows)}"
+    return f"## Rows of the paper that were not run\n\n{reason + chr(10) + chr(10) if reason else ''}{_table(rows)}"
 
 
 def _notes(table: BuiltTable) -> str:
@@ -205,9 +198,8 @@ def _data(runs: Sequence[RunResult]) -> list[str]:
     return list(texts.values())
 
 
-def _versions(versions: object) -> str:
-    names = dict(versions) if isinstance(versions, dict) else {}
-    return ", ".join(f"{name} {names[name]}" for name in ("python", "jax", "flax") if names.get(name))
+def _versions(versions: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax") if versions.get(name))
 
 
 def _digits(cell: Cell) -> int:
@@ -219,15 +211,13 @@ def _difference(cell: Cell) -> str:
 
 
 def _gap(gap: SeedFigure | None, digits: int) -> str:
-    if gap is None:
-        return UNKNOWN
-    return f"{gap.value:+.{digits}f}" + ("" if gap.spread is None else f" ± {gap.spread:.{digits}f}")
+    return UNKNOWN if gap is None else _number(gap.value, gap.spread, digits, sign="+")
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def _number(value: float, spread: float | None, digits: int, sign: str = "-") -> str:
+    return f"{value:{sign}.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
-    return "\n".join(f"|{'|'.join(row)}|" for row in (head, ["-"] * len(head), *body))
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "&#124;")
+    return markdown_table(head, body).rstrip("\n")

@@ -97,7 +97,7 @@ class Protocol:
         rates = self.rates(row)
         if len(rates) < 2:
             return rates[0] if rates else None
-        runs = [results[name] for run in self._tuning(row, task, None) if (name := run.name) in results]
+        runs = _over(self._tuning(row, task, None), results)
         if len(runs) < len(rates):
             return None
         return _best(runs, f"the learning rates of {row.key} on {task}").lr
@@ -107,11 +107,7 @@ class Protocol:
         rate = self.chosen_rate(row, task, results)
         if rate is None and self.rates(row):
             return []
-        return [results[name] for run in self._training(row, task, rate, None) if (name := run.name) in results]
-
-    def tuned(self, row: Row, task: str, results: Mapping[str, RunResult]) -> list[RunResult]:
-        """Returns the results of the runs that choose the learning rate of `row` on `task`."""
-        return [results[name] for run in self._tuning(row, task, None) if (name := run.name) in results]
+        return _over(self._training(row, task, rate, None), results)
 
     def _cells(self) -> list[tuple[Row, str]]:
         return [(row, task) for row in self.recipe.rows for task in self.recipe.tasks]
@@ -144,6 +140,10 @@ class Protocol:
         return TableRun(
             f"{stage}/{task}/{row.folder}/{last}", stage, row.key, task, seed, rate, start, tuple(overrides)
         )
+
+
+def _over(runs: Iterable[TableRun], results: Mapping[str, RunResult]) -> list[RunResult]:
+    return [results[run.name] for run in runs if run.name in results]
 
 
 def _best(runs: Iterable[RunResult], what: str) -> RunResult:

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_jax.errors import UserError
 from lora_jax.metrics import METRICS, Predictions, score
-from lora_jax.records import Device, Record, Status, Summary, read_metrics, read_run, read_summary, write_atomically
-from lora_jax.records.files import parse_record
+from lora_jax.records import Device, Record, Status, Summary, read_metrics, read_run, read_summary
 from lora_jax.records.schema import Integer
-from lora_jax.records.sealed import seal_line, unseal_line
 
 RESULTS_FILE, COMMANDS_FILE = "results.jsonl", "commands.jsonl"
 Stage = Literal["tune", "train"]
@@ -140,34 +137,3 @@ def _rescore(folder: Path, names: list[str]) -> dict[str, float]:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = Predictions(texts=[line["text"] for line in lines], references=[line["references"] for line in lines])
     return score(texts, known)
-
-
-def write_lines(path: Path, records: Iterable[Record]) -> None:
-    """Writes records to `path`, a line each, with their checksums."""
-    write_atomically(path, "".join(seal_line(record.to_json()) for record in records).encode())
-
-
-def read_results(folder: Path) -> list[RunResult]:
-    """Returns the records of ``folder/results.jsonl``; none if there is no such file. UserError for a damaged line."""
-    return [parse_record(RunResult, values, where) for values, where in _lines(folder / RESULTS_FILE)]
-
-
-def read_commands(folder: Path) -> list[CommandRecord]:
-    """Returns the records of ``folder/commands.jsonl``; none if there is no such file. UserError for a damaged line."""
-    return [parse_record(CommandRecord, values, where) for values, where in _lines(folder / COMMANDS_FILE)]
-
-
-def _lines(path: Path) -> list[tuple[dict[str, Any], str]]:
-    if not path.exists():
-        return []
-    parsed = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"{path}, line {number}"
-        try:
-            values = json.loads(line)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise UserError(f"{where} is not a JSON object: {line[:80]!r}")
-        parsed.append((unseal_line(values, where=where, required=True), where))
-    return parsed

@@ -55,7 +55,6 @@ class Line:
       cells: by the title of the column.
       gaps: differences to the recipe's baseline, by the title of the column; none for the baseline itself.
       rates: by task, the learning rate that was chosen, and those that it was chosen from.
-      unfinished: runs that failed or diverged.
     """
 
     row: Row
@@ -64,7 +63,6 @@ class Line:
     cells: Mapping[str, Cell]
     gaps: Mapping[str, Gap]
     rates: Mapping[str, tuple[float, tuple[float, ...]]]
-    unfinished: tuple[RunResult, ...]
 
     @property
     def verdict(self) -> Verdict:
@@ -165,9 +163,7 @@ def _line(
         rate = protocol.chosen_rate(row, task, results) or next((run.lr for run in scored), None)
         if rate is not None:
             rates[task] = rate, protocol.rates(row)
-    every = [run for task in recipe.tasks for run in (*protocol.tuned(row, task, results), *runs[task])]
-    unfinished = tuple(run for run in every if run.status != "finished")
-    return Line(row, paper, counts[0] if counts else None, cells, {}, rates, unfinished)
+    return Line(row, paper, counts[0] if counts else None, cells, {}, rates)
 
 
 def _cell(column: Column, runs: Sequence[RunResult], paper: PublishedRow | None, rule: str, analogue: bool) -> Cell:

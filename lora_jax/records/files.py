@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -89,19 +89,7 @@ def read_metrics(folder: Path, summary: Summary | None = None) -> list[MetricsRe
     """
     path = Path(folder) / METRICS_FILE
     content = _read(path) if path.exists() else b""
-    *lines, torn = content.split(b"\n")
-    parsed = []
-    for number, line in enumerate([*lines, torn] if torn else lines, start=1):
-        where = f"{path}, line {number}"
-        try:
-            values = json.loads(line)
-        except ValueError:
-            if number <= len(lines):
-                raise UserError(f"{where} is not JSON: {line[:80].decode(errors='replace')!r}") from None
-            continue
-        if not isinstance(values, dict):
-            raise UserError(f"{where} is not a JSON object: {line[:80].decode(errors='replace')!r}")
-        parsed.append((where, values))
+    parsed = _json_lines(content, path, torn=True)
     sealed = any(CHECKSUM in values for _, values in parsed)  # records of earlier versions have no checksums
     records = [
         parse_record(MetricsRecord, unseal_line(values, where=where, required=sealed), where)
@@ -110,6 +98,43 @@ def read_metrics(folder: Path, summary: Summary | None = None) -> list[MetricsRe
     if summary and summary.metrics_sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise UserError(f"{path} is damaged: it does not fit the hash in {SUMMARY_FILE}; restore it from a copy")
     return records
+
+
+def read_lines(kind: type[AnyRecord], path: Path) -> list[AnyRecord]:
+    """Returns the records that `write_lines` wrote to `path`; none if there is no such file.
+
+    Raises:
+      UserError: a line is damaged, or is no record of this kind.
+    """
+    lines = _json_lines(_read(path) if path.exists() else b"", path)
+    return [parse_record(kind, unseal_line(values, where=where, required=True), where) for where, values in lines]
+
+
+def write_lines(path: Path, records: Iterable[Record]) -> None:
+    """Writes records to `path`, one a line, each with its checksum."""
+    write_atomically(path, "".join(seal_line(record.to_json()) for record in records).encode())
+
+
+def _json_lines(content: bytes, path: Path, *, torn: bool = False) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the place of each line of `content`, as errors name it, and its JSON object.
+
+    Args:
+      torn: whether a last line that is not JSON is left out, which a killed process has written in part.
+    """
+    *lines, last = content.split(b"\n")
+    parsed = []
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            values = json.loads(line)
+        except ValueError:
+            if number <= len(lines) or not torn:
+                raise UserError(f"{where} is not JSON: {line[:80].decode(errors='replace')!r}") from None
+            continue
+        if not isinstance(values, dict):
+            raise UserError(f"{where} is not a JSON object: {line[:80].decode(errors='replace')!r}")
+        parsed.append((where, values))
+    return parsed
 
 
 def write_run(folder: Path, run: RunRecord) -> None:

@@ -5,7 +5,7 @@ import io
 import math
 import operator
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,13 +307,15 @@ def _no_formula(cell: Any) -> Any:
     return cell
 
 
-def _markdown(table: Text) -> str:
-    def line(cells: list[str]) -> str:
-        return "|" + "|".join(_plain(cell) for cell in cells) + "|"
+def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown, with nothing in its cells that Markdown takes for HTML, a link or a cell's end."""
+    rows = (titles, ["-"] * len(titles), *lines)
+    return "".join(f"|{'|'.join(map(_plain, row))}|\n" for row in rows)
 
-    rule = "|" + "|".join("-" for _ in table.titles) + "|"
+
+def _markdown(table: Text) -> str:
     caption = f"\n{_plain(table.caption)}\n" if table.caption else ""
-    return "\n".join([line(table.titles), rule, *map(line, table.lines)]) + "\n" + caption
+    return markdown_table(table.titles, table.lines) + caption
 
 
 def _plain(text: str) -> str:

@@ -9,17 +9,15 @@ import yaml
 from filelock import FileLock
 from helpers.command_line import CommandLine, read
 from helpers.paper import write_tasks
+from helpers.paper_results import SHAPE
 
-from lora_jax.paper.results import read_commands, read_results
+from lora_jax.paper.results import CommandRecord, RunResult
 from lora_jax.paper.selection import best_epoch
+from lora_jax.records import read_lines
 
 SCALE = {"settings": "steps=2", "seeds": 1, "rates": 1}
-RECIPE = {
+RECIPE = SHAPE | {
     "title": "Two methods on two tasks",
-    "published": "table2",
-    "models": ["RoBERTa base"],
-    "base_parameters": 1000,
-    "rule": "median",
     "seeds": [1, 2],
     "columns": [
         {"title": "RTE", "task": "rte", "metric": "accuracy", "factor": 100, "tolerance": 1},
@@ -27,7 +25,6 @@ RECIPE = {
     ],
     "settings": "steps=4 eval_every=2 batch=8 eval_batch=32 task.buckets=[32]",
     "tasks": {"rte": "", "mrpc": ""},
-    "baseline": "full",
     "rows": [
         {"name": "full", "paper": "RoBERTa base FT* 125.0M", "settings": "method=full", "lr": [1e-4, 1e-3]},
         {
@@ -77,7 +74,7 @@ def trained(tables: Tables, tmp_path_factory) -> tuple[Path, str]:
 
 
 def without_clock(folder: Path) -> list[dict]:
-    kept = [result.model_dump(exclude=CLOCK) for result in read_results(folder)]
+    kept = [result.model_dump(exclude=CLOCK) for result in read_lines(RunResult, folder / "results.jsonl")]
     for result in kept:
         result["overrides"] = [item for item in result["overrides"] if not item.startswith("base=")]
     return kept
@@ -85,7 +82,7 @@ def without_clock(folder: Path) -> list[dict]:
 
 def test_all_runs_are_trained_in_rounds(trained):
     out, output = trained
-    results = {result.name: result for result in read_results(out / "two")}
+    results = {result.name: result for result in read_lines(RunResult, out / "two" / "results.jsonl")}
     assert len(results) == 2 * 2 + 4 * 2
     for result in results.values():
         folder = out / "two/runs" / result.name
@@ -97,7 +94,7 @@ def test_all_runs_are_trained_in_rounds(trained):
     continued = [result for name, result in results.items() if name.startswith("train/mrpc/lora")]
     starts = {item for result in continued for item in result.overrides if item.startswith("base=")}
     assert len(starts) == 1 and "/train/rte/lora/seed=" in starts.pop()
-    (command,) = read_commands(out / "two")
+    (command,) = read_lines(CommandRecord, out / "two" / "commands.jsonl")
     assert command.runs == 12 and "two.yaml" in command.command
     assert "**Analogue" in output and " parameters, not 1,000" in output and "|**LoRA**|" in output
     assert {path.name for path in (out / "two").iterdir()} >= {"table.md", "table.csv", "table.tex", "figure.png"}
@@ -113,7 +110,7 @@ def test_a_killed_table_goes_on(tables: Tables, trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert without_clock(tmp_path / "two") == without_clock(trained[0] / "two")
     # The killed command has recorded its first round.
-    assert read_commands(tmp_path / "two")[0].runs == 6
+    assert read_lines(CommandRecord, tmp_path / "two" / "commands.jsonl")[0].runs == 6
     assert (tmp_path / "two/table.csv").read_bytes() == (trained[0] / "two/table.csv").read_bytes()
 
 
@@ -126,8 +123,8 @@ def test_records_outlive_the_runs(tables: Tables, trained, tmp_path):
     row = {"name": "BitFit", "settings": "method=bitfit lr=1e-3"}
     done = tables(tmp_path, rows=[*RECIPE["rows"], row])
     assert done.returncode == 0, done.stderr
-    assert len(read_results(tmp_path / "two")) == 16
-    assert read_commands(tmp_path / "two")[-1].runs == 4
+    assert len(read_lines(RunResult, tmp_path / "two" / "results.jsonl")) == 16
+    assert read_lines(CommandRecord, tmp_path / "two" / "commands.jsonl")[-1].runs == 4
     assert {path.parts[-2] for path in (tmp_path / "two/runs").rglob("seed=*")} == {"bitfit"}
     # A record of other settings is not taken for the recipe's.
     done = tables(tmp_path, settings=RECIPE["settings"] + " optim.warmup=0.5")

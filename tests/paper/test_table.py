@@ -13,9 +13,10 @@ from lora_jax.paper.figure import draw
 from lora_jax.paper.latex import latex
 from lora_jax.paper.markdown import markdown
 from lora_jax.paper.protocol import Protocol
-from lora_jax.paper.results import CommandRecord, read_results, write_lines
+from lora_jax.paper.results import CommandRecord, RunResult
 from lora_jax.paper.spreadsheet import spreadsheet
 from lora_jax.paper.table import build_table
+from lora_jax.records import read_lines, write_lines
 
 COMMITTED = Path(__file__).parents[2] / "results/paper"
 PROTOCOL = Protocol(recipe())
@@ -124,7 +125,7 @@ def test_the_figure_is_drawn_for_papers_and_analogues():
 def test_results_survive_their_file(tmp_path):
     results = list(train_all(PROTOCOL).values())
     write_lines(tmp_path / "results.jsonl", results)
-    assert read_results(tmp_path) == results
+    assert read_lines(RunResult, tmp_path / "results.jsonl") == results
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in COMMITTED.glob("*/results.jsonl")))
