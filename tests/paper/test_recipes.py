@@ -105,7 +105,8 @@ def test_hyperparameters_of_table_9_are_those_of_the_paper():
         for task, rate, batch, epoch in zip(tasks, rates, batches, epochs, strict=True)
     }
     assert dict(row.start) == {"mrpc": "mnli", "rte": "mnli", "stsb": "mnli"}
-    assert row.settings == "method=lora rank=8 alpha=8 targets=qv" and row.repo == "alpha=16"
+    assert row.settings == "method=lora rank=8 alpha=8 targets=qv method.init=gaussian"
+    assert row.repo == "alpha=16 method.init=uniform"
 
 
 def trainable(run: RunConfig, model: Any) -> int:
